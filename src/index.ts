@@ -1,0 +1,9 @@
+/**
+ * @since 0.1.0
+ */
+export * as Connection from "./Connection.js"
+export * as Protocol from "./Protocol.js"
+export * as Upgrade from "./Upgrade.js"
+export * as Upgraded from "./Upgraded.js"
+export * as UpgradeError from "./UpgradeError.js"
+export * as UpgradeServer from "./UpgradeServer.js"

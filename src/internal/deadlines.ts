@@ -1,0 +1,75 @@
+/**
+ * Many deadlines on one Clock: a lane for each duration, in which the first in is the first to expire, so that adding
+ * and cancelling one costs a Set entry, and a lane in use costs one sleeping fiber, however many connections there are.
+ */
+import type * as Clock from "effect/Clock"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+
+export interface Deadline {
+  readonly cancel: () => void
+}
+
+const never: Deadline = { cancel() {} }
+
+class Entry implements Deadline {
+  constructor(
+    readonly lane: Lane,
+    readonly at: number,
+    readonly expire: () => void
+  ) {}
+  cancel() {
+    this.lane.entries.delete(this)
+  }
+}
+
+class Lane {
+  readonly entries = new Set<Entry>()
+  running = false
+  constructor(
+    readonly millis: number,
+    readonly clock: Clock.Clock
+  ) {}
+
+  /** Sleeps from one deadline to the next, and ends when there is none. */
+  readonly watch: Effect.Effect<void> = Effect.suspend(() => {
+    const now = this.clock.unsafeCurrentTimeMillis()
+    for (const entry of this.entries) {
+      if (entry.at > now) {
+        return Effect.zipRight(this.clock.sleep(Duration.millis(entry.at - now)), this.watch)
+      }
+      this.entries.delete(entry)
+      entry.expire()
+    }
+    this.running = false
+    return Effect.void
+  })
+}
+
+export class Deadlines {
+  private readonly lanes = new Map<number, Lane>()
+
+  constructor(
+    readonly clock: Clock.Clock,
+    private readonly fork: (effect: Effect.Effect<void>) => void
+  ) {}
+
+  /** Calls `expire` once after `millis`, unless cancelled; never for `Infinity`. */
+  add(millis: number, expire: () => void): Deadline {
+    if (millis === Infinity) {
+      return never
+    }
+    let lane = this.lanes.get(millis)
+    if (lane === undefined) {
+      lane = new Lane(millis, this.clock)
+      this.lanes.set(millis, lane)
+    }
+    const entry = new Entry(lane, this.clock.unsafeCurrentTimeMillis() + millis, expire)
+    lane.entries.add(entry)
+    if (!lane.running) {
+      lane.running = true
+      this.fork(lane.watch)
+    }
+    return entry
+  }
+}

@@ -1,0 +1,577 @@
+/**
+ * The one owner of a socket's listeners: pull, write, half-close and close over any Node Duplex.
+ *
+ * A `Wire` is attached in the tick in which the socket is handed over, so no error of the peer is ever unheard. From then
+ * on it reads into a bounded queue, from which readers take; `leftover` is what lies there at the moment of the switch.
+ */
+
+import type { Duplex } from "node:stream"
+import * as Chunk from "effect/Chunk"
+import * as Effect from "effect/Effect"
+import type * as Fiber from "effect/Fiber"
+import * as Option from "effect/Option"
+import { ConnectionError } from "../../UpgradeError.js"
+import type { Deadline, Deadlines } from "../deadlines.js"
+import { bytesSent, unflow, unsent } from "./node.js"
+
+/** Above this much unread input the socket is paused. With Node's own buffers a connection holds less than 256 KiB. */
+const HIGH_WATER = 32 * 1024
+
+/** What a queued piece costs beside its bytes, so that a peer who sends single bytes is bounded too. */
+const PIECE = 256
+
+export interface Limits {
+  readonly writeTimeout: number
+  readonly idleTimeout: number
+  readonly closeTimeout: number
+}
+
+const kWire = Symbol("effect-upgrade/Wire")
+
+type Wired = Duplex & { [kWire]: Wire }
+
+type AnyFiber = Fiber.RuntimeFiber<any, any>
+
+interface Reader extends Waiter {
+  readonly owner: object
+}
+
+interface Waiter {
+  readonly fiber: AnyFiber
+  readonly wake: () => void
+}
+
+const codeOf = (cause: unknown): string | undefined =>
+  typeof cause === "object" && cause !== null && "code" in cause ? String(cause.code) : undefined
+
+const resetCodes = new Set(["ECONNRESET", "EPIPE", "ECONNABORTED", "ERR_STREAM_PREMATURE_CLOSE"])
+
+/** What the system reported, as an error of the field. */
+const fromCause = (cause: unknown): ConnectionError => {
+  const code = codeOf(cause)
+  const text = cause instanceof Error ? cause.message : String(cause)
+  if (code !== undefined && resetCodes.has(code)) {
+    return new ConnectionError({ reason: "Reset", description: `The peer reset the connection (${code}).`, cause })
+  }
+  if (code === "ETIMEDOUT") {
+    return new ConnectionError({ reason: "Timeout", description: `The connection timed out (${code}).`, cause })
+  }
+  const write = typeof cause === "object" && cause !== null && "syscall" in cause && cause.syscall === "write"
+  return new ConnectionError({
+    reason: write ? "Write" : "Read",
+    description: `${write ? "Writing" : "Reading"} failed: ${text}`,
+    cause
+  })
+}
+
+const closed = (description: string) => new ConnectionError({ reason: "Closed", description })
+
+const busy = new ConnectionError({
+  reason: "Busy",
+  description: "Another fiber is reading this connection. Read from one place, and hand the bytes on from there."
+})
+
+function onData(this: Wired, bytes: Uint8Array) {
+  this[kWire].receive(bytes)
+}
+
+function onEnd(this: Wired) {
+  const wire = this[kWire]
+  wire.eof = true
+  wire.onEof?.()
+  wire.wakeReader()
+}
+
+function onError(this: Wired, cause: unknown) {
+  this[kWire].failed(fromCause(cause))
+}
+
+function onDrain(this: Wired) {
+  const wire = this[kWire]
+  wire.onDrained?.()
+  wire.wakeWriters()
+}
+
+function onClose(this: Wired) {
+  this[kWire].closedNow()
+}
+
+// A socket that is no longer ours can still fail; nobody's program dies of it (an 'error' without a listener throws).
+const ignore = () => {}
+
+export class Wire {
+  private queue: Array<Uint8Array> = []
+  private size = 0
+  private paused = false
+  private discarding = false
+  private detached = false
+  private reader: Reader | undefined
+  private writers: Array<Waiter> | undefined
+  private stall: Deadline | undefined
+  private idle: Deadline | undefined
+  private received = 0
+
+  /** The peer's FIN was read. */
+  eof = false
+  /** The socket has emitted 'close'. */
+  isClosed = false
+  /** Closing began at this end. */
+  closing = false
+  error: ConnectionError | undefined
+  /** The connection went before both sides had ended, and not by this end's closing it. */
+  isLost = false
+  /** The fiber whose pending read or write was failed by the loss: it knows, and need not be interrupted. */
+  informed: AnyFiber | undefined
+  /** Takes what arrives before it is queued, and returns what is not for it: the request's body, before the switch. */
+  intake: ((bytes: Uint8Array) => Uint8Array | undefined) | undefined
+  /** Called at the peer's FIN. */
+  onEof: (() => void) | undefined
+  /** Called when the socket has sent all that it held. */
+  onDrained: (() => void) | undefined
+  /** Called once, when the socket has closed. */
+  onClosed: (() => void) | undefined
+  private closeWaiters: Array<() => void> | undefined
+
+  constructor(
+    readonly socket: Duplex,
+    readonly deadlines: Deadlines,
+    public limits: Limits
+  ) {
+    const wired = socket as Wired
+    wired[kWire] = this
+    wired.on("error", onError)
+    wired.on("end", onEnd)
+    wired.on("close", onClose)
+    wired.on("drain", onDrain)
+    wired.on("data", onData)
+  }
+
+  // ---------------------------------------------------------------------------------------------------------- reading
+
+  receive(bytes: Uint8Array): void {
+    if (this.discarding) {
+      return
+    }
+    this.received += bytes.length
+    if (this.intake !== undefined) {
+      const rest = this.intake(bytes)
+      if (rest === undefined || rest.length === 0) {
+        return
+      }
+      bytes = rest
+    }
+    this.queue.push(bytes)
+    this.size += bytes.length + PIECE
+    if (this.reader !== undefined) {
+      this.wakeReader()
+    } else if (this.size >= HIGH_WATER) {
+      this.pause()
+    }
+  }
+
+  pause(): void {
+    if (!this.paused) {
+      this.paused = true
+      this.socket.pause()
+    }
+  }
+
+  resume(): void {
+    if (this.paused) {
+      this.paused = false
+      this.socket.resume()
+    }
+  }
+
+  /** What has arrived and was not read, without taking it. */
+  peek(): Chunk.Chunk<Uint8Array> {
+    return this.queue.length === 0 ? Chunk.empty() : Chunk.fromIterable(this.queue)
+  }
+
+  get hasInput(): boolean {
+    return this.queue.length > 0
+  }
+
+  private take(): Chunk.Chunk<Uint8Array> {
+    const queue = this.queue
+    this.queue = []
+    this.size = 0
+    this.resume()
+    return queue.length === 1 ? Chunk.of(queue[0]!) : Chunk.unsafeFromArray(queue)
+  }
+
+  /** Puts bytes back, before all that is queued. */
+  unread(bytes: Uint8Array): void {
+    if (bytes.length > 0) {
+      this.queue.unshift(bytes)
+      this.size += bytes.length + PIECE
+    }
+  }
+
+  wakeReader(): void {
+    const reader = this.reader
+    if (reader !== undefined) {
+      this.reader = undefined
+      reader.wake()
+    }
+  }
+
+  /** Why nothing more can be read; `undefined` while something may come, `None` for the peer's FIN. */
+  private ended(): Option.Option<ConnectionError> | undefined {
+    if (this.detached) {
+      return Option.some(closed("The socket was detached: the library reads it no more."))
+    }
+    // What arrived before a reset was read before: the FIN, once seen, stays the end of the input.
+    return this.eof ? Option.none() : this.error !== undefined ? Option.some(this.error) : undefined
+  }
+
+  /** Gives up the place of a reader that was interrupted while it waited. */
+  forget(owner: object): void {
+    if (this.reader?.owner === owner) {
+      this.reader = undefined
+    }
+  }
+
+  /**
+   * Takes what is there, or waits for it; `undefined` at the peer's FIN. Interrupted, it has taken nothing, but keeps its
+   * place as the reader until `forget(owner)`.
+   */
+  pullOrEnd(owner: object): Effect.Effect<Chunk.Chunk<Uint8Array> | undefined, ConnectionError> {
+    const pull: Effect.Effect<Chunk.Chunk<Uint8Array> | undefined, ConnectionError> = Effect.withFiberRuntime(
+      (fiber) => {
+        if (this.reader !== undefined) {
+          return Effect.fail(busy)
+        }
+        if (this.queue.length > 0) {
+          return Effect.succeed(this.take())
+        }
+        const ended = this.ended()
+        return ended !== undefined
+          ? Option.isNone(ended)
+            ? Effect.succeed(undefined)
+            : Effect.fail(ended.value)
+          : Effect.async((resume) => {
+              // The fiber takes the bytes itself, once it goes on: were they handed to it, an interruption would lose them.
+              this.reader = { owner, fiber, wake: () => resume(pull) }
+            })
+      }
+    )
+    return pull
+  }
+
+  /** `pullOrEnd` by itself, with `None` for the peer's FIN. */
+  get pull(): Effect.Effect<Chunk.Chunk<Uint8Array>, Option.Option<ConnectionError>> {
+    return Effect.suspend(() => {
+      const owner = {}
+      return Effect.matchEffect(this.guarded(this.pullOrEnd(owner), owner), {
+        onFailure: (error) => Effect.fail(Option.some(error)),
+        onSuccess: (bytes) => (bytes === undefined ? Effect.fail(Option.none()) : Effect.succeed(bytes))
+      })
+    })
+  }
+
+  /** Gives up the reader's place when `self` ends, whatever ended it. */
+  guarded<A, E, R>(self: Effect.Effect<A, E, R>, owner: object): Effect.Effect<A, E, R> {
+    return Effect.ensuring(
+      self,
+      Effect.sync(() => this.forget(owner))
+    )
+  }
+
+  /** Runs `handler` over all input until the peer's FIN: one effect a batch, no fiber, listener or finalizer of its own. */
+  run<A, E, R>(
+    handler: (bytes: Chunk.Chunk<Uint8Array>) => Effect.Effect<A, E, R>
+  ): Effect.Effect<void, ConnectionError | E, R> {
+    return Effect.withFiberRuntime((fiber) => {
+      const next = () => step
+      const step: Effect.Effect<void, ConnectionError | E, R> = Effect.suspend(() => {
+        if (this.reader !== undefined) {
+          return Effect.fail(busy)
+        }
+        if (this.queue.length > 0) {
+          return Effect.flatMap(handler(this.take()), next)
+        }
+        const ended = this.ended()
+        return ended === undefined ? wait : ended._tag === "None" ? Effect.void : Effect.fail(ended.value)
+      })
+      const wait = Effect.async<void, ConnectionError | E, R>((resume) => {
+        this.reader = { owner: step, fiber, wake: () => resume(step) }
+      })
+      return this.guarded(step, step)
+    })
+  }
+
+  // ---------------------------------------------------------------------------------------------------------- writing
+
+  private unwritable(): ConnectionError | undefined {
+    if (this.error !== undefined) {
+      return this.error
+    }
+    if (this.closing || this.isClosed) {
+      return closed("The connection is closed.")
+    }
+    return this.socket.writableEnded ? closed("This side has ended: nothing can be written after end.") : undefined
+  }
+
+  /** Writes with `put`, and is done when the socket takes more. A full socket is waited for before it as well as after. */
+  private writing(put: (socket: Duplex) => boolean): Effect.Effect<void, ConnectionError> {
+    return Effect.withFiberRuntime((fiber) => {
+      const failure = this.unwritable()
+      if (failure !== undefined) {
+        return Effect.fail(failure)
+      }
+      if (this.socket.writableNeedDrain) {
+        return Effect.zipRight(this.drained(fiber), this.writing(put))
+      }
+      return put(this.socket) ? Effect.void : this.drained(fiber)
+    })
+  }
+
+  write(bytes: Uint8Array | string): Effect.Effect<void, ConnectionError> {
+    return this.writing((socket) => bytes.length === 0 || socket.write(bytes))
+  }
+
+  /** All of it in one system call where the socket can. */
+  writeAll(pieces: Iterable<Uint8Array | string>): Effect.Effect<void, ConnectionError> {
+    if (Chunk.isChunk(pieces) && pieces.length === 1) {
+      return this.write(Chunk.unsafeHead(pieces) as Uint8Array | string)
+    }
+    return this.writing((socket) => {
+      socket.cork()
+      let more = true
+      for (const piece of pieces) {
+        if (piece.length > 0) {
+          more = socket.write(piece)
+        }
+      }
+      socket.uncork()
+      return more
+    })
+  }
+
+  /** Sends FIN after all that was written, and is done when that is out. */
+  end(): Effect.Effect<void, ConnectionError> {
+    return Effect.withFiberRuntime((fiber) => {
+      const { socket } = this
+      if (socket.writableFinished) {
+        return Effect.void
+      }
+      if (this.error !== undefined || this.isClosed || this.closing) {
+        return Effect.fail(this.error ?? closed("The connection is closed."))
+      }
+      if (!socket.writableEnded) {
+        socket.end()
+        socket.once("finish", () => this.wakeWriters())
+      }
+      return Effect.zipRight(this.awaitWriter(fiber), this.end())
+    })
+  }
+
+  private drained(fiber: AnyFiber): Effect.Effect<void, ConnectionError> {
+    return Effect.suspend(() => {
+      if (this.error !== undefined || this.isClosed || this.closing) {
+        return Effect.fail(this.error ?? closed("The connection was closed while a write waited for the peer."))
+      }
+      return this.socket.writableNeedDrain ? Effect.zipRight(this.awaitWriter(fiber), this.drained(fiber)) : Effect.void
+    })
+  }
+
+  private awaitWriter(fiber: AnyFiber): Effect.Effect<void> {
+    return Effect.async<void>((resume) => {
+      const waiter: Waiter = { fiber, wake: () => resume(Effect.void) }
+      if (this.writers === undefined) {
+        this.writers = [waiter]
+        this.watchStall()
+      } else {
+        this.writers.push(waiter)
+      }
+      return Effect.sync(() => {
+        const at = this.writers === undefined ? -1 : this.writers.indexOf(waiter)
+        if (at >= 0) {
+          this.writers!.splice(at, 1)
+        }
+      })
+    })
+  }
+
+  wakeWriters(): void {
+    this.stall?.cancel()
+    this.stall = undefined
+    const writers = this.writers
+    this.writers = undefined
+    if (writers !== undefined) {
+      for (const writer of writers) {
+        writer.wake()
+      }
+    }
+  }
+
+  /** A write that waits while nothing leaves for `writeTimeout` fails, and the connection with it. */
+  private watchStall(): void {
+    const before = unsent(this.socket)
+    const millis = this.limits.writeTimeout
+    this.stall?.cancel()
+    this.stall = this.deadlines.add(millis, () => {
+      this.stall = undefined
+      if (unsent(this.socket) !== before) {
+        this.watchStall()
+      } else if (this.writers !== undefined && this.writers.length > 0) {
+        this.abort(
+          new ConnectionError({
+            reason: "Timeout",
+            description: `The peer took nothing of what was written for ${millis} ms (writeTimeout).`
+          })
+        )
+      } else {
+        this.writers = undefined
+      }
+    })
+  }
+
+  /** A connection on which nothing moves for `idleTimeout`, either way, fails. */
+  watchIdle(): void {
+    const millis = this.limits.idleTimeout
+    const received = this.received
+    const sent = bytesSent(this.socket)
+    this.idle = this.deadlines.add(millis, () => {
+      if (this.received !== received || bytesSent(this.socket) !== sent) {
+        this.watchIdle()
+      } else {
+        this.abort(
+          new ConnectionError({
+            reason: "Timeout",
+            description: `Nothing was received or sent for ${millis} ms (idleTimeout).`
+          })
+        )
+      }
+    })
+  }
+
+  // ---------------------------------------------------------------------------------------------------------- closing
+
+  /** Fails whoever waits, and whoever comes. */
+  private fail(error: ConnectionError): void {
+    this.error ??= error
+    this.informed ??= this.reader?.fiber ?? this.writers?.[0]?.fiber
+    this.wakeReader()
+    this.wakeWriters()
+  }
+
+  /** The socket reported an error; 'close' follows. */
+  failed(error: ConnectionError): void {
+    this.fail(error)
+  }
+
+  private abort(error: ConnectionError): void {
+    this.fail(error)
+    this.socket.destroy()
+  }
+
+  closedNow(): void {
+    if (this.isClosed) {
+      return
+    }
+    this.isClosed = true
+    if (!this.closing && !(this.eof && this.socket.writableFinished)) {
+      this.isLost = true
+      this.fail(closed("The connection closed before both sides had ended."))
+    } else {
+      this.wakeReader()
+      this.wakeWriters()
+    }
+    this.unlisten()
+    this.onClosed?.()
+    this.onClosed = undefined
+    const waiters = this.closeWaiters
+    this.closeWaiters = undefined
+    waiters?.forEach((wake) => wake())
+  }
+
+  /**
+   * Closes for good, and is done when the socket is closed. Gracefully: what was written is flushed, FIN sent, and input
+   * discarded until the peer's FIN (RFC 9112 §9.6: closing with input unread resets the connection, and the peer loses
+   * what it had not read yet). Otherwise, or after `closeTimeout`, the socket is destroyed.
+   */
+  close(graceful: boolean): Effect.Effect<void> {
+    return Effect.async<void>((resume) => {
+      if (this.isClosed) {
+        resume(Effect.void)
+        return
+      }
+      let late: Deadline | undefined
+      this.closeWaiters ??= []
+      this.closeWaiters.push(() => {
+        late?.cancel()
+        resume(Effect.void)
+      })
+      const first = !this.closing
+      this.closing = true
+      if (first) {
+        this.discarding = true
+        this.intake = undefined
+        this.queueless()
+        this.fail(closed("The connection was closed at this end."))
+        this.idle?.cancel()
+      }
+      late = this.deadlines.add(this.limits.closeTimeout, () => {
+        this.socket.destroy()
+        this.closedNow()
+      })
+      if (!graceful) {
+        this.socket.destroy()
+      } else if (first) {
+        if (this.detached && !this.socket.destroyed) {
+          this.socket.on("data", onData)
+        }
+        this.socket.end()
+        this.paused = false
+        this.socket.resume()
+      }
+    })
+  }
+
+  private queueless(): void {
+    this.queue = []
+    this.size = 0
+  }
+
+  private unlisten(): void {
+    this.idle?.cancel()
+    this.stall?.cancel()
+    const { socket } = this
+    socket.off("data", onData)
+    socket.off("end", onEnd)
+    socket.off("drain", onDrain)
+    socket.off("error", onError)
+    socket.off("close", onClose)
+    if (this.isClosed) {
+      socket.on("error", ignore)
+    }
+  }
+
+  /** Takes off every listener, and hands over what was unread: the socket is another's. */
+  release(): ReadonlyArray<Uint8Array> {
+    this.unlisten()
+    return this.letGo()
+  }
+
+  /** Reads no more, and hands over what was unread. Errors are still heard, and the socket is still closed here. */
+  detach(): ReadonlyArray<Uint8Array> {
+    this.idle?.cancel()
+    this.socket.off("data", onData)
+    this.wakeReader()
+    return this.letGo()
+  }
+
+  /** Leaves the socket as Node hands it out: not flowing, nobody's. */
+  private letGo(): ReadonlyArray<Uint8Array> {
+    this.detached = true
+    if (!this.isClosed) {
+      this.socket.pause()
+      unflow(this.socket)
+    }
+    const unread = this.queue
+    this.queueless()
+    return unread
+  }
+}

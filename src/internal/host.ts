@@ -1,0 +1,145 @@
+/**
+ * One listening server: its settings, its registry of switched connections, and how it shuts down.
+ */
+
+import type { Server } from "node:http"
+import type { Duplex } from "node:stream"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as FiberSet from "effect/FiberSet"
+import type * as Scope from "effect/Scope"
+import type { Listener } from "../Connection.js"
+import type { Options } from "../UpgradeServer.js"
+import { type ConnectionImpl, connectionOf } from "./connection.js"
+import { Deadlines } from "./deadlines.js"
+import type { Exchange, Host, Settings } from "./exchange.js"
+import { currentResponse } from "./http1/node.js"
+
+const defaults: Settings = {
+  decisionTimeout: 60_000,
+  bodyTimeout: 30_000,
+  claimTimeout: 10_000,
+  writeTimeout: 30_000,
+  idleTimeout: 3_600_000,
+  closeTimeout: 5_000
+}
+
+const settingsOf = (options: Options): Settings => {
+  const settings: { -readonly [K in keyof Settings]: Settings[K] } = { ...defaults }
+  for (const name of Object.keys(defaults) as Array<keyof Settings>) {
+    const given = options[name]
+    if (given !== undefined) {
+      settings[name] = Duration.toMillis(given)
+    }
+  }
+  return settings
+}
+
+export class ServerHost implements Host {
+  readonly settings: Settings
+  readonly maxConnections: number
+  readonly drainTimeout: Duration.Duration
+  readonly connections = new Set<ConnectionImpl>()
+  readonly exchanges = new Set<Exchange>()
+  draining = false
+  private readonly sockets = new Set<Duplex>()
+  private readonly emptied = Effect.unsafeMakeLatch(true)
+
+  constructor(
+    readonly listener: Listener,
+    readonly deadlines: Deadlines,
+    readonly fork: (effect: Effect.Effect<void>) => void,
+    options: Options
+  ) {
+    this.settings = settingsOf(options)
+    this.maxConnections = options.maxConnections ?? Infinity
+    this.drainTimeout = Duration.decode(options.drainTimeout ?? 0)
+  }
+
+  connectionOf(socket: Duplex): ConnectionImpl {
+    return connectionOf(socket, this.listener, this.fork)
+  }
+
+  register(connection: ConnectionImpl): void {
+    this.emptied.unsafeClose()
+    this.connections.add(connection)
+    connection.onClosed = () => {
+      this.connections.delete(connection)
+      if (this.connections.size === 0) {
+        this.emptied.unsafeOpen()
+      }
+    }
+  }
+
+  /** Keeps the sockets in sight, so that idle ones do not hold up the shutdown. */
+  readonly track = (socket: Duplex): void => {
+    const { sockets } = this
+    if (!sockets.has(socket)) {
+      sockets.add(socket)
+      socket.once("close", () => sockets.delete(socket))
+    }
+  }
+
+  /** No new switches; those that are get `drainTimeout` to end, and are interrupted then. */
+  readonly drain: Effect.Effect<void> = Effect.suspend(() => {
+    this.draining = true
+    return Effect.zipRight(
+      Duration.isFinite(this.drainTimeout)
+        ? Duration.toMillis(this.drainTimeout) === 0
+          ? Effect.void
+          : Effect.asVoid(Effect.timeoutOption(this.emptied.await, this.drainTimeout))
+        : this.emptied.await,
+      Effect.suspend(() =>
+        Effect.zipRight(
+          Effect.forEach(
+            Array.from(this.exchanges, ({ fiber }) => fiber).filter((fiber) => fiber !== undefined),
+            (fiber) => Fiber.interrupt(fiber),
+            { concurrency: "unbounded", discard: true }
+          ),
+          Effect.forEach(Array.from(this.connections), (connection) => connection.shutdown(), {
+            concurrency: "unbounded",
+            discard: true
+          })
+        )
+      )
+    )
+  })
+
+  /** Stops listening, and is done when every connection is closed. */
+  close(server: Server): Effect.Effect<void> {
+    return Effect.zipRight(
+      this.drain,
+      Effect.async<void>((resume) => {
+        if (!server.listening && this.sockets.size === 0) {
+          return resume(Effect.void)
+        }
+        let open = this.sockets.size + 1
+        const closed = () => {
+          open = open - 1
+          if (open === 0) {
+            resume(Effect.void)
+          }
+        }
+        for (const socket of this.sockets) {
+          socket.once("close", closed)
+          // A response that is being written may finish; between two requests there is nothing to wait for.
+          if (currentResponse(socket) === undefined) {
+            socket.destroy()
+          }
+        }
+        server.close(closed)
+      })
+    )
+  }
+}
+
+export const makeHost = (listener: Listener, options: Options): Effect.Effect<ServerHost, never, Scope.Scope> =>
+  Effect.gen(function* () {
+    const clock = yield* Effect.clock
+    const run = yield* FiberSet.makeRuntime<never>()
+    const fork = (effect: Effect.Effect<void>) => {
+      run(effect)
+    }
+    return new ServerHost(listener, new Deadlines(clock, fork), fork, options)
+  })

@@ -1,0 +1,355 @@
+/**
+ * An upgrading request of HTTP/1.1: takes the socket from Node in the tick of the event, frames the body, keeps the order
+ * of responses, writes the 101, and gives the socket back to the server after any other answer. See the README beside.
+ */
+
+import { type IncomingMessage, type Server, ServerResponse } from "node:http"
+import type { Duplex } from "node:stream"
+import type * as Headers from "@effect/platform/Headers"
+import { clientAbortFiberId } from "@effect/platform/HttpServerError"
+import * as Effect from "effect/Effect"
+import type { Protocol } from "../../Protocol.js"
+import { ConnectionLost, UpgradeTimeout } from "../../UpgradeError.js"
+import { type Limits, Wire } from "../duplex/wire.js"
+import { Exchange, type Host, type Obstacle } from "../exchange.js"
+import { requestFraming } from "./framing.js"
+import { switchHead } from "./head.js"
+import * as Node from "./node.js"
+import { listIncludes, type Offer, parseOffers } from "./offers.js"
+import { FramedRequest } from "./request.js"
+
+const aborted = () => Object.assign(new Error("aborted"), { code: "ECONNRESET" })
+
+export class Http1Exchange extends Exchange {
+  readonly request: IncomingMessage
+  readonly response: ServerResponse
+  private wire: Wire | undefined
+  /** The response has the socket: all earlier ones are sent. */
+  private assigned = false
+  private readyWaiters: Array<() => void> = []
+  private cachedOffers: ReadonlyArray<Offer> | undefined
+
+  constructor(
+    host: Host,
+    private readonly server: Server & { readonly requireHostHeader?: boolean },
+    head: IncomingMessage,
+    stream: Duplex,
+    early: Buffer
+  ) {
+    super(host, head.socket)
+    const { socket } = this
+    Node.clearTimeouts(socket)
+    Node.allowHalfOpen(socket)
+    const framing = requestFraming(head.rawHeaders, head.httpVersionMinor)
+    const framed = framing._tag === "Length" || framing._tag === "Chunked"
+    this.request = framed && !Node.framesBodies ? new FramedRequest(head, framing) : head
+    const waits = Node.awaitsBody(head, stream, (behind) => {
+      this.takeWire(behind)
+      this.wake()
+    })
+    if (!waits) {
+      this.takeWire(early)
+    }
+    socket.on("close", this.onSocketClose)
+    this.response = new ServerResponse(this.request)
+    Node.prepareResponse(this.response, server, this.keepsAlive)
+    this.response.on("finish", () => this.finished())
+    this.guardHead()
+    this.takeTurn()
+    if (framing._tag === "Refused") {
+      this.refuse(framing.status)
+    }
+  }
+
+  get method(): string {
+    return this.request.method!
+  }
+
+  get obstacle(): Obstacle | undefined {
+    const { headers, httpVersionMinor } = this.request
+    // RFC 9110 §7.8: Upgrade MUST be ignored in HTTP/1.0
+    return httpVersionMinor < 1
+      ? "HttpVersion"
+      : this.isConnect
+        ? undefined
+        : this.offers.length === 0
+          ? "NoUpgrade"
+          : listIncludes(headers.connection, "upgrade")
+            ? undefined
+            : "NoConnectionOption"
+  }
+
+  get offers(): ReadonlyArray<Offer> {
+    return (this.cachedOffers ??= parseOffers(this.request.headers.upgrade))
+  }
+
+  /** Whether the connection would persist if this were an ordinary request (RFC 9112 §9.3). */
+  private get keepsAlive(): boolean {
+    const { headers, httpVersionMinor } = this.request
+    return httpVersionMinor >= 1
+      ? !listIncludes(headers.connection, "close")
+      : listIncludes(headers.connection, "keep-alive")
+  }
+
+  /** Whether the app is to see the request. Node makes these checks itself, but not where it emits 'upgrade'. */
+  admit(): boolean {
+    const { headers, httpVersionMinor } = this.request
+    if (this.response.writableEnded) {
+      return false
+    }
+    if (httpVersionMinor < 1) {
+      return true
+    }
+    if (headers.host === undefined && this.server.requireHostHeader) {
+      // RFC 9112 §3.2
+      this.refuse(400)
+      return false
+    }
+    if (headers.expect === undefined) {
+      return true
+    }
+    if (/(?:^|\W)100-continue(?:$|\W)/i.test(headers.expect)) {
+      // RFC 9110 §7.8: 100 before 101. It waits for its turn with the response.
+      this.response.writeContinue()
+      return true
+    }
+    this.response.writeHead(417)
+    this.response.end()
+    return false
+  }
+
+  protected get hasInput(): boolean {
+    return this.wire === undefined || this.wire.hasInput
+  }
+
+  // ------------------------------------------------------------------------------------------------------------- input
+
+  private takeWire(early: Buffer): void {
+    const { request, socket } = this
+    const wire = (this.wire = new Wire(socket, this.host.deadlines, this.host.settings))
+    wire.onDrained = () => Node.relayDrain(socket)
+    wire.onEof = () => {
+      if (!this.isReceived) {
+        // RFC 9112 §8: an incomplete request
+        this.request.destroy(aborted())
+        this.refuse(400)
+        this.wake()
+      }
+    }
+    if (request instanceof FramedRequest) {
+      request.readFrom(wire, (error) => {
+        if (error !== undefined) {
+          this.refuse(400)
+        }
+        this.wake()
+      })
+    }
+    if (early.length > 0) {
+      wire.receive(early)
+    }
+  }
+
+  /** The whole request was received, and the wire holds what lies behind it. */
+  private get isReceived(): boolean {
+    return this.wire !== undefined && !(this.request instanceof FramedRequest && !this.request.arrived)
+  }
+
+  /** What nobody reads of the body is discarded: the bytes behind it are waited for. */
+  private discardBody(): void {
+    const { request } = this
+    if (request.readableFlowing === null && request.listenerCount("readable") === 0) {
+      request.resume()
+    }
+  }
+
+  private readonly onSocketClose = () => {
+    this.lost("the peer closed it")
+    Node.closeResponse(this.response)
+    if (!this.request.complete) {
+      this.request.destroy(aborted())
+    }
+    this.wake()
+  }
+
+  // ------------------------------------------------------------------------------------------------------------ output
+
+  /** Whatever writes the head, and however late: a 101 is written by `writeSwitch` alone, and so is a 2xx to CONNECT. */
+  private guardHead(): void {
+    const { response } = this
+    const writeHead = response.writeHead
+    response.writeHead = (status: number, ...rest: Array<unknown>) => {
+      const tunnel = this.isConnect && status >= 200 && status < 300
+      return Reflect.apply(writeHead, response, [status === 101 ? 500 : tunnel ? 501 : status, ...rest])
+    }
+  }
+
+  /** Assigns the response to the socket once no earlier one has it (RFC 9112 §9.3.2: in the order of the requests). */
+  private readonly takeTurn = (): void => {
+    const { socket } = this
+    if (socket.destroyed || socket.writableEnded) {
+      // An earlier response closed the connection.
+      this.lost("an earlier response on the connection closed it")
+      this.fiber?.unsafeInterruptAsFork(clientAbortFiberId)
+      this.wake()
+      return
+    }
+    const earlier = Node.currentResponse(socket)
+    if (earlier !== undefined) {
+      earlier.once("finish", this.takeTurn)
+      return
+    }
+    Node.clearTimeouts(socket)
+    this.assigned = true
+    this.response.assignSocket(socket as IncomingMessage["socket"])
+    this.wake()
+  }
+
+  /** Answers and closes, whatever the handler does. */
+  private refuse(status: number): void {
+    const { response } = this
+    if (!response.headersSent && !response.writableEnded) {
+      response.writeHead(status, ["Connection", "close"])
+      response.end()
+      this.fiber?.unsafeInterruptAsFork(clientAbortFiberId)
+    }
+  }
+
+  private wake(): void {
+    const waiters = this.readyWaiters
+    this.readyWaiters = []
+    waiters.forEach((wake) => wake())
+  }
+
+  protected ready(bodyTimeout: number): Effect.Effect<void, UpgradeTimeout | ConnectionLost> {
+    const check: Effect.Effect<void, UpgradeTimeout | ConnectionLost> = Effect.suspend(() => {
+      if (this.phase === "Lost" || this.phase === "Answered") {
+        return Effect.fail(
+          new ConnectionLost({
+            protocol: this.pending?.protocol.token ?? "the protocol",
+            description: this.phase === "Lost" ? "it closed" : "the request was malformed"
+          })
+        )
+      }
+      if (this.assigned && this.isReceived) {
+        return Effect.void
+      }
+      // The switch has been decided: whoever waits here learns of the peer's going by an error, and is not interrupted.
+      Node.setSpent(this.response, true)
+      this.discardBody()
+      return Effect.zipRight(
+        Effect.async<void, UpgradeTimeout>((resume) => {
+          const late = this.isReceived
+            ? undefined
+            : this.host.deadlines.add(bodyTimeout, () =>
+                resume(Effect.fail(new UpgradeTimeout({ stage: "Body", millis: bodyTimeout })))
+              )
+          const wake = () => {
+            late?.cancel()
+            resume(Effect.void)
+          }
+          this.readyWaiters.push(wake)
+          return Effect.sync(() => {
+            late?.cancel()
+            this.readyWaiters = this.readyWaiters.filter((other) => other !== wake)
+          })
+        }),
+        check
+      )
+    })
+    return Effect.onError(check, () => Effect.sync(() => Node.setSpent(this.response, this.phase === "Lost")))
+  }
+
+  protected writeSwitch(
+    protocol: Protocol.Any,
+    statusText: string,
+    headers: Headers.Headers,
+    cookies: ReadonlyArray<string>,
+    limits: Limits
+  ): Effect.Effect<Wire, ConnectionLost> {
+    return Effect.async((resume) => {
+      const { response, socket } = this
+      const wire = this.wire!
+      const fail = (description: string) =>
+        resume(Effect.fail(new ConnectionLost({ protocol: protocol.token, description })))
+      if (wire.isClosed || socket.destroyed) {
+        return fail("it closed before the 101 was written")
+      }
+      // The socket forgets the response, and the response that it was never sent.
+      response.detachSocket(socket as IncomingMessage["socket"])
+      Node.setSpent(response, true)
+      socket.off("close", this.onSocketClose)
+      wire.onDrained = undefined
+      wire.onEof = undefined
+      wire.limits = limits
+      socket.write(switchHead(protocol, this.isConnect, statusText, headers, cookies), "latin1", (error) => {
+        if (error) {
+          this.lost("it failed")
+          fail("it failed while the 101 was written")
+        } else {
+          resume(Effect.succeed(wire))
+        }
+      })
+    })
+  }
+
+  /** Gives the socket to somebody who writes the answer: the platform's own websockets. */
+  surrender(): Effect.Effect<{ readonly socket: Duplex; readonly head: Buffer }, UpgradeTimeout | ConnectionLost> {
+    return Effect.uninterruptibleMask((restore) =>
+      Effect.map(restore(this.ready(this.host.settings.bodyTimeout)), () => {
+        const { connection, host, response, socket } = this
+        response.detachSocket(socket as IncomingMessage["socket"])
+        Node.setSpent(response, true)
+        socket.off("close", this.onSocketClose)
+        this.taken()
+        connection.session = this.fiber
+        host.register(connection)
+        return { socket, head: Buffer.concat(this.wire!.release()) }
+      })
+    )
+  }
+
+  protected destroy(): void {
+    this.socket.destroy()
+  }
+
+  // ------------------------------------------------------------------------------------------------ back to the server
+
+  private finished(): void {
+    const { response, socket } = this
+    this.answered(response.statusCode)
+    response.detachSocket(socket as IncomingMessage["socket"])
+    socket.off("close", this.onSocketClose)
+    setImmediate(Node.closeResponse, response)
+    if (Node.isLast(response) || this.wire?.eof === true) {
+      this.close()
+    } else if (this.isReceived) {
+      this.handBack()
+    } else {
+      this.discardBody()
+      const late = this.host.deadlines.add(this.host.settings.bodyTimeout, () => this.close())
+      this.readyWaiters.push(() => {
+        late.cancel()
+        this.handBack()
+      })
+    }
+    this.wake()
+  }
+
+  private close(): void {
+    if (this.wire === undefined) {
+      this.socket.destroy()
+    } else {
+      this.host.fork(this.wire.close(true))
+    }
+  }
+
+  private handBack(): void {
+    const { socket } = this
+    const wire = this.wire!
+    if (wire.eof || wire.isClosed || socket.destroyed || socket.writableEnded) {
+      this.close()
+    } else {
+      Node.handBack(this.server, socket, wire.release())
+    }
+  }
+}

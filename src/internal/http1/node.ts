@@ -1,0 +1,105 @@
+/**
+ * What differs between versions of Node, and every field of `node:http` that it does not document. Nothing else in this
+ * library reads one; `test/http1/node.test.ts` fails where a version no longer has it.
+ */
+import type * as Http from "node:http"
+import type * as Net from "node:net"
+import type { Duplex } from "node:stream"
+import * as Tls from "node:tls"
+
+interface HttpSocket extends Duplex {
+  _httpMessage?: Http.ServerResponse | null
+  setTimeout?: (millis: number) => void
+}
+
+interface Response extends Http.ServerResponse {
+  _last?: boolean
+  _keepAliveTimeout?: number
+  _maxRequestsPerSocket?: number | null
+  _closed?: boolean
+}
+
+interface UpgradeStream extends Duplex {
+  requestBodyCompleted?: (head: Buffer | undefined) => void
+}
+
+/** From Node 26 on, `node:http` frames the body of an upgrading request itself. Before, its bytes lie behind the head. */
+export const framesBodies = Number(process.versions.node.split(".")[0]) >= 26
+
+/**
+ * Whether the event's stream stands in for the socket, as in Node 26 while the body is incomplete. `completed` is then
+ * called with what lies behind the body, once it has arrived and the socket is free.
+ */
+export const awaitsBody = (
+  request: Http.IncomingMessage,
+  stream: Duplex,
+  completed: (head: Buffer) => void
+): boolean => {
+  if (stream === request.socket) {
+    return false
+  }
+  const upgrade = stream as UpgradeStream
+  upgrade.on("error", () => {})
+  upgrade.requestBodyCompleted = (head) => completed(head ?? Buffer.alloc(0))
+  return true
+}
+
+/** The response that is being written to the socket: an earlier one, of a pipelined request, or this request's own. */
+export const currentResponse = (socket: Duplex): Http.ServerResponse | undefined =>
+  (socket as HttpSocket)._httpMessage ?? undefined
+
+/** Node takes off its own relay at 'upgrade', and a response that waits for the socket to drain would wait for ever. */
+export const relayDrain = (socket: Duplex): void => {
+  currentResponse(socket)?.emit("drain")
+}
+
+/** Makes a response as Node does for an ordinary request, so that what it writes is the same. */
+export const prepareResponse = (response: Http.ServerResponse, server: Http.Server, keepAlive: boolean): void => {
+  const prepared = response as Response
+  prepared._keepAliveTimeout = server.keepAliveTimeout
+  prepared._maxRequestsPerSocket = server.maxRequestsPerSocket
+  prepared.shouldKeepAlive = keepAlive
+}
+
+/** Whether the connection ends with this response. */
+export const isLast = (response: Http.ServerResponse): boolean => (response as Response)._last === true
+
+/** A response that is out is closed, as after an ordinary request. */
+export const closeResponse = (response: Http.ServerResponse): void => {
+  const closed = response as Response
+  if (closed._closed !== true) {
+    closed.destroyed = true
+    closed._closed = true
+    closed.emit("close")
+  }
+}
+
+/** A response that will write nothing: the connection has become another's, or is about to. */
+export const setSpent = (response: Http.ServerResponse, spent: boolean): void => {
+  response.finished = spent
+}
+
+/** Takes the timeouts of HTTP off a socket. */
+export const clearTimeouts = (socket: Duplex): void => {
+  ;(socket as HttpSocket).setTimeout?.(0)
+}
+
+/** A socket that Node accepted for HTTP half-closes, also where it is TLS. */
+export const allowHalfOpen = (socket: Duplex): void => {
+  socket.allowHalfOpen = true
+}
+
+/** Gives the socket back to the server, as if it had just connected: Node serves what is unread on it, and what follows. */
+export const handBack = (server: Http.Server, socket: Duplex, unread: ReadonlyArray<Uint8Array>): void => {
+  const net = socket as Net.Socket
+  if (unread.length > 0) {
+    socket.unshift(unread.length === 1 ? unread[0]! : Buffer.concat(unread))
+  } else if (server.keepAliveTimeout > 0) {
+    // What Node does between two requests: it allows a second more than it told the client.
+    net.setTimeout(server.keepAliveTimeout + 1000)
+  }
+  server.emit(server instanceof Tls.Server ? "secureConnection" : "connection", socket)
+  if (unread.length === 0) {
+    net.once("data", () => net.setTimeout(server.timeout))
+  }
+}

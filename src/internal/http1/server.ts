@@ -1,0 +1,129 @@
+/** From a `node:http` server's events to the app, and from the app's response to the exchange's gate. */
+
+import type { IncomingMessage, Server, ServerResponse } from "node:http"
+import type { Duplex } from "node:stream"
+import { Server as TlsServer } from "node:tls"
+import type * as App from "@effect/platform/HttpApp"
+import * as HttpApp from "@effect/platform/HttpApp"
+import type * as HttpMiddleware from "@effect/platform/HttpMiddleware"
+import type * as HttpServer from "@effect/platform/HttpServer"
+import * as HttpServerRequest from "@effect/platform/HttpServerRequest"
+import type * as HttpServerResponse from "@effect/platform/HttpServerResponse"
+import * as NodeHttpServer from "@effect/platform-node/NodeHttpServer"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import type * as Scope from "effect/Scope"
+import type { Listener } from "../../Connection.js"
+import type { Options } from "../../UpgradeServer.js"
+import { makeListener } from "../connection.js"
+import { ordinary } from "../exchange.js"
+import { makeHost, type ServerHost } from "../host.js"
+import { exchangeOf, registerExchange, registerHost } from "../requests.js"
+import { Http1Exchange } from "./exchange.js"
+import { withUpgrade } from "./platform.js"
+
+type Handler = (request: IncomingMessage, response: ServerResponse) => void
+
+/** What `HttpApp.toHandled` marks a request with once its response was handled. */
+const handledSymbol = Symbol.for("@effect/platform/HttpApp/handled")
+
+// A hook may fail with a ResponseError only, by its type; these fail with nothing.
+const last = (hook: App.PreResponseHandler) => HttpApp.appendPreResponseHandler(hook)
+
+const ordinaryHook: App.PreResponseHandler = (_request, response) => ordinary(response)
+
+/** Around the app: interruptible, as a route is; its exit is known; the gate is the last hook that its response passes. */
+const gated = <E, R>(app: App.Default<E, R>): App.Default<E, R> =>
+  Effect.withFiberRuntime((fiber) => {
+    const request = Context.unsafeGet(fiber.currentContext, HttpServerRequest.HttpServerRequest)
+    const exchange = exchangeOf(request)
+    if (exchange === undefined) {
+      return Effect.onExit(Effect.interruptible(app), () => last(ordinaryHook))
+    }
+    exchange.fiber = fiber
+    return Effect.onExit(
+      Effect.provideService(
+        Effect.interruptible(app),
+        HttpServerRequest.HttpServerRequest,
+        withUpgrade(request, exchange as Http1Exchange)
+      ),
+      (exit) => {
+        exchange.appEnded(exit)
+        return last((request, response) => exchange.gate(request, response))
+      }
+    )
+  })
+
+/** Around the serve-level middleware: a response of its own, for which it never asked the app, passes the gate too. */
+const gatedMiddleware =
+  (middleware: HttpMiddleware.HttpMiddleware): HttpMiddleware.HttpMiddleware =>
+  (app: App.Default<any, any>) =>
+    Effect.withFiberRuntime((fiber) =>
+      Effect.flatMap(middleware(app), (response: HttpServerResponse.HttpServerResponse) => {
+        const request = Context.unsafeGet(
+          fiber.currentContext as Context.Context<HttpServerRequest.HttpServerRequest>,
+          HttpServerRequest.HttpServerRequest
+        )
+        if (handledSymbol in request) {
+          return Effect.succeed(response)
+        }
+        const exchange = exchangeOf(request)
+        return exchange === undefined ? ordinary(response) : exchange.gate(request, response)
+      })
+    )
+
+/** A request handler of Node's over an app, as `NodeHttpServer` makes it. */
+export const makeHandler = <E, R>(
+  app: App.Default<E, R>,
+  middleware?: HttpMiddleware.HttpMiddleware
+): Effect.Effect<Handler, never, Exclude<R, HttpServerRequest.HttpServerRequest | Scope.Scope>> =>
+  NodeHttpServer.makeHandler(gated(app), (middleware === undefined ? undefined : gatedMiddleware(middleware)) as never)
+
+const unserved: Handler = (_request, response) => {
+  response.writeHead(503, { connection: "close", "retry-after": "1", "content-length": "0" })
+  response.end()
+}
+
+/**
+ * Takes a server's requests, upgrading or not, for what is served on it; several may be, and the last one answers. With
+ * the Scope the server stops, and is closed when every connection is.
+ */
+export const open = (
+  server: Server,
+  tag: Context.Tag<any, Listener<any>>,
+  options: Options
+): Effect.Effect<{ readonly host: ServerHost; readonly serve: HttpServer.HttpServer["serve"] }, never, Scope.Scope> =>
+  Effect.gen(function* () {
+    const host = yield* makeHost(makeListener(tag), options)
+    const handlers: Array<Handler> = []
+    const onRequest: Handler = (request, response) => (handlers[handlers.length - 1] ?? unserved)(request, response)
+    const onUpgrade = (head: IncomingMessage, stream: Duplex, early: Buffer) => {
+      const exchange = new Http1Exchange(host, server, head, stream, early)
+      if (exchange.admit()) {
+        registerExchange(exchange.request, exchange)
+        onRequest(exchange.request, exchange.response)
+      }
+    }
+    registerHost(server, host)
+    server.on("request", onRequest)
+    server.on("upgrade", onUpgrade)
+    server.on("connect", onUpgrade)
+    server.on(server instanceof TlsServer ? "secureConnection" : "connection", host.track)
+    yield* Effect.addFinalizer(() => host.close(server))
+    const serve = (httpApp: App.Default<any, any>, middleware?: HttpMiddleware.HttpMiddleware) =>
+      Effect.flatMap(makeHandler(httpApp, middleware), (handler) =>
+        Effect.acquireRelease(
+          Effect.sync(() => {
+            handlers.push(handler)
+          }),
+          () =>
+            Effect.zipRight(
+              host.drain,
+              Effect.sync(() => {
+                handlers.splice(handlers.indexOf(handler), 1)
+              })
+            )
+        )
+      )
+    return { host, serve: serve as HttpServer.HttpServer["serve"] }
+  })

@@ -1,0 +1,438 @@
+/** The three ways of switching, on whatever exchange the request has. */
+import * as Headers from "@effect/platform/Headers"
+import * as HttpApp from "@effect/platform/HttpApp"
+import * as HttpServerRequest from "@effect/platform/HttpServerRequest"
+import * as HttpServerResponse from "@effect/platform/HttpServerResponse"
+import * as Cause from "effect/Cause"
+import * as Context from "effect/Context"
+import * as Deferred from "effect/Deferred"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as FiberId from "effect/FiberId"
+import * as FiberRef from "effect/FiberRef"
+import * as FiberRefs from "effect/FiberRefs"
+import { globalValue } from "effect/GlobalValue"
+import * as Option from "effect/Option"
+import * as Runtime from "effect/Runtime"
+import * as RuntimeFlags from "effect/RuntimeFlags"
+import * as Scope from "effect/Scope"
+import * as Tracer from "effect/Tracer"
+import type { Listener } from "../Connection.js"
+import * as Protocol from "../Protocol.js"
+import type { Options } from "../Upgrade.js"
+import {
+  AlreadyUpgraded,
+  BodyOn101,
+  HandshakeRefused,
+  NotSwitched,
+  NotUpgradable,
+  ProtocolNotOffered,
+  ServerDraining,
+  type SwitchError,
+  TooManyConnections,
+  type UpgradeError
+} from "../UpgradeError.js"
+import { contentOf, type Exchange, forbiddenField, Pending, type Settings } from "./exchange.js"
+import { listIncludes, matches, type Offer, parseOffers } from "./http1/offers.js"
+import { exchangeOf, hostOf } from "./requests.js"
+import { SessionRequest } from "./sessionRequest.js"
+import type { UpgradedImpl } from "./upgraded.js"
+
+type Request = HttpServerRequest.HttpServerRequest
+
+export const listOf = (protocols: Protocol.Protocols): ReadonlyArray<Protocol.Protocol.Any> =>
+  Protocol.isProtocol(protocols) ? [protocols] : protocols
+
+/** The offers that count: none where the request cannot be upgraded. */
+export const offersOf = (request: Request): ReadonlyArray<Offer> => {
+  const exchange = exchangeOf(request)
+  return exchange === undefined || exchange.obstacle !== undefined ? [] : exchange.offers
+}
+
+const enters = (exchange: Exchange, protocol: Protocol.Protocol.Any): boolean =>
+  exchange.isConnect
+    ? protocol === Protocol.connect
+    : exchange.offers.some((offer) => matches(offer, protocol.name, protocol.version))
+
+/** Whether the request offers one of these, by a method that enters it. */
+export const wants = (request: Request, protocols: Protocol.Protocols): boolean => {
+  const exchange = exchangeOf(request)
+  return (
+    exchange !== undefined &&
+    exchange.obstacle === undefined &&
+    listOf(protocols).some(
+      (protocol) =>
+        enters(exchange, protocol) && (protocol.methods === undefined || protocol.methods.includes(exchange.method))
+    )
+  )
+}
+
+const obstacles = {
+  HttpVersion: "HTTP/1.0 cannot be upgraded: its Upgrade field is ignored. Use HTTP/1.1.",
+  NoUpgrade: "The request has no Upgrade field that can be read. Send one, with the protocol to switch to.",
+  NoConnectionOption: 'The request does not list Upgrade in its Connection field. Send "Connection: Upgrade" with it.'
+}
+
+const notUpgradable = (
+  reason: NotUpgradable["reason"],
+  protocols: ReadonlyArray<Protocol.Protocol.Any>,
+  description: string,
+  methods?: ReadonlyArray<string>
+) =>
+  new NotUpgradable({
+    reason,
+    // CONNECT is a method, and no token that an Upgrade field could name
+    protocols: protocols.filter((protocol) => protocol !== Protocol.connect).map((protocol) => protocol.token),
+    methods,
+    description
+  })
+
+/** A request without an exchange did not ask for a switch, or asked another server. */
+const withoutExchange = (request: Request, protocols: ReadonlyArray<Protocol.Protocol.Any>): NotUpgradable =>
+  hostOf(request) === undefined
+    ? notUpgradable(
+        "Server",
+        protocols,
+        "The request did not come by an UpgradeServer. Serve the app with UpgradeServer.layer in place of NodeHttpServer.layer."
+      )
+    : parseOffers(request.headers.upgrade).length > 0 && !listIncludes(request.headers.connection, "upgrade")
+      ? notUpgradable("NoConnectionOption", protocols, obstacles.NoConnectionOption)
+      : notUpgradable("NoUpgrade", protocols, obstacles.NoUpgrade)
+
+const choose = (
+  exchange: Exchange,
+  listener: Listener | undefined,
+  protocols: ReadonlyArray<Protocol.Protocol.Any>
+): UpgradeError | Protocol.Protocol.Any => {
+  const { host } = exchange
+  if (listener !== undefined && host.listener !== listener) {
+    return notUpgradable("Server", protocols, `The request did not come by the server that provides ${listener.key}.`)
+  }
+  if (exchange.phase !== "Deciding" || exchange.pending !== undefined) {
+    return new AlreadyUpgraded({ protocol: exchange.pending?.protocol.token ?? "another protocol" })
+  }
+  if (exchange.obstacle !== undefined) {
+    return notUpgradable(exchange.obstacle, protocols, obstacles[exchange.obstacle])
+  }
+  const protocol = protocols.find((protocol) => enters(exchange, protocol))
+  if (protocol === undefined) {
+    return exchange.isConnect
+      ? notUpgradable("Method", protocols, "The resource is not a tunnel: CONNECT cannot enter it.", ["GET"])
+      : new ProtocolNotOffered({
+          protocols: protocols.map((protocol) => protocol.token),
+          offered: exchange.offers.map((offer) => offer.token)
+        })
+  }
+  if (protocol.methods !== undefined && !protocol.methods.includes(exchange.method)) {
+    return notUpgradable(
+      "Method",
+      protocols,
+      `${protocol.token} is entered by ${protocol.methods.join(" or ")}, not by ${exchange.method}.`,
+      protocol.methods
+    )
+  }
+  if (host.draining) {
+    return new ServerDraining()
+  }
+  if (host.connections.size >= host.maxConnections) {
+    return new TooManyConnections({ limit: host.maxConnections })
+  }
+  return protocol
+}
+
+const settingsOf = (options: Options | undefined): Partial<Settings> => {
+  if (options === undefined) {
+    return {}
+  }
+  const settings: { -readonly [K in keyof Settings]?: Settings[K] } = {}
+  for (const name of ["bodyTimeout", "claimTimeout", "closeTimeout", "idleTimeout", "writeTimeout"] as const) {
+    if (options[name] !== undefined) {
+      settings[name] = Duration.toMillis(options[name])
+    }
+  }
+  return settings
+}
+
+interface Begun {
+  readonly exchange: Exchange
+  readonly pending: Pending
+  readonly response: HttpServerResponse.HttpServerResponse
+}
+
+/** Negotiates: from here on the exchange has a pending switch, and the response to answer it with. */
+export const begin = (
+  listener: Listener | undefined,
+  protocols: Protocol.Protocols,
+  options: Options | undefined,
+  onSwitched?: (upgraded: UpgradedImpl) => void
+): Effect.Effect<Begun, UpgradeError, any> =>
+  Effect.withFiberRuntime((fiber) => {
+    const request = Context.unsafeGet(
+      fiber.currentContext as Context.Context<Request>,
+      HttpServerRequest.HttpServerRequest
+    )
+    const list = listOf(protocols)
+    const exchange = exchangeOf(request)
+    if (exchange === undefined) {
+      return Effect.fail(withoutExchange(request, list))
+    }
+    const refuse = (error: UpgradeError) => {
+      exchange.refused = true
+      return Effect.fail(error)
+    }
+    const chosen = choose(exchange, listener, list)
+    if (!Protocol.isProtocol(chosen)) {
+      return refuse(chosen)
+    }
+    return Effect.matchEffect(chosen.check(request) as Effect.Effect<Headers.Headers, HandshakeRefused>, {
+      onFailure: refuse,
+      onSuccess: (fields) => {
+        if (exchange.phase !== "Deciding" || exchange.pending !== undefined) {
+          return refuse(new AlreadyUpgraded({ protocol: chosen.token }))
+        }
+        const own = options?.headers === undefined ? fields : Headers.merge(Headers.fromInput(options.headers), fields)
+        const response = HttpServerResponse.empty({
+          status: 101,
+          statusText: options?.statusText,
+          headers: Headers.merge(own, Headers.unsafeFromRecord({ connection: "Upgrade", upgrade: chosen.token })),
+          ...(options?.cookies === undefined ? {} : { cookies: options.cookies })
+        })
+        const found = contentOf(response)
+        const forbidden = forbiddenField(own)
+        if (forbidden !== undefined) {
+          return refuse(
+            new HandshakeRefused({
+              protocol: chosen.token,
+              status: 500,
+              description: `The field ${JSON.stringify(
+                forbidden
+              )} of the 101 has a character that may not stand in a head (CR, LF, NUL or another control).`
+            })
+          )
+        }
+        const pending = new Pending(chosen, fields, fiber, settingsOf(options), onSwitched)
+        if (found !== undefined) {
+          return refuse(new BodyOn101({ protocol: chosen.token, found }))
+        }
+        exchange.pending = pending
+        return Effect.succeed({ exchange, pending, response })
+      }
+    })
+  })
+
+/** The effect that yields the connection to whoever claims it, in the claimer's Scope. */
+export const claim = ({ exchange, pending }: Begun): Effect.Effect<UpgradedImpl, SwitchError, Scope.Scope> =>
+  Effect.uninterruptibleMask((restore) =>
+    Effect.withFiberRuntime((fiber) => {
+      if (pending.claimed) {
+        return Effect.fail(new AlreadyUpgraded({ protocol: pending.protocol.token }))
+      }
+      if (!pending.settled && exchange.appExit === undefined && fiber === pending.fiber) {
+        return Effect.fail(new NotSwitched({ protocol: pending.protocol.token, reason: "SelfAwait" }))
+      }
+      pending.claimed = true
+      pending.deadline?.cancel()
+      return Effect.onInterrupt(restore(Deferred.await(pending.deferred)), () =>
+        Effect.sync(() => {
+          // Nobody has it: it may be claimed again.
+          pending.claimed = false
+        })
+      ).pipe(Effect.tap((upgraded) => Effect.addFinalizer((exit) => upgraded.connection.close(exit))))
+    })
+  )
+
+/** The response that a session's wrapper waits for, in place of the handler's own writing it. */
+interface Boundary {
+  readonly answered: Deferred.Deferred<{
+    readonly response: HttpServerResponse.HttpServerResponse
+    readonly hooks: Option.Option<HttpApp.PreResponseHandler>
+  }>
+  crossed: boolean
+}
+
+const currentBoundary: FiberRef.FiberRef<Boundary | undefined> = globalValue(
+  Symbol.for("effect-upgrade/Upgrade/boundary"),
+  () => FiberRef.unsafeMake<Boundary | undefined>(undefined)
+)
+
+/** Switches where the handler stands, and gives the connection to the Scope. */
+export const direct = (
+  listener: Listener | undefined,
+  protocols: Protocol.Protocols,
+  options: Options | undefined
+): Effect.Effect<UpgradedImpl, UpgradeError, any> =>
+  Effect.uninterruptibleMask((restore) =>
+    Effect.flatMap(restore(begin(listener, protocols, options)), (begun) =>
+      Effect.withFiberRuntime<UpgradedImpl, UpgradeError, Scope.Scope | Request>((fiber) => {
+        const { exchange, pending } = begun
+        pending.claimed = true
+        const boundary = fiber.getFiberRef(currentBoundary)
+        const switched =
+          boundary !== undefined && !boundary.crossed
+            ? cross(boundary, begun, fiber, restore)
+            : Effect.onError(inPlace(begun, fiber, restore), () =>
+                Effect.sync(() => {
+                  // The request may still be answered, or switched another way.
+                  exchange.pending = undefined
+                })
+              )
+        return Effect.tap(switched, (upgraded) =>
+          Effect.addFinalizer((exit) => upgraded.connection.close(ownExit(exchange, exit)))
+        )
+      })
+    )
+  )
+
+type Restore = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
+
+/** The platform closes a request's Scope with success whatever happened: the app's own exit is what counts. */
+const ownExit = (exchange: Exchange, exit: Exit.Exit<unknown, unknown>): Exit.Exit<unknown, unknown> =>
+  Exit.isSuccess(exit) && exchange.appExit !== undefined ? exchange.appExit : exit
+
+/** The 101 passes the hooks that are registered by now; they are cleared, since they ran. */
+const inPlace = (
+  { exchange, pending, response }: Begun,
+  fiber: Fiber.RuntimeFiber<any, any>,
+  restore: Restore
+): Effect.Effect<UpgradedImpl, UpgradeError, Request> => {
+  const hooks = fiber.getFiberRef(HttpApp.currentPreResponseHandlers)
+  const request = Context.unsafeGet(
+    fiber.currentContext as Context.Context<Request>,
+    HttpServerRequest.HttpServerRequest
+  )
+  const completed =
+    hooks._tag === "None"
+      ? Effect.succeed(response)
+      : Effect.zipLeft(
+          restore(Effect.orDie(hooks.value(request, response))),
+          FiberRef.set(HttpApp.currentPreResponseHandlers, Option.none())
+        )
+  return Effect.flatMap(completed, (response) => {
+    pending.session = exchange.fiber
+    return restore(exchange.commit(pending, response))
+  })
+}
+
+/** The 101 becomes the value of the wrapped handler, and whatever maps the route's response maps it. */
+const cross = (
+  boundary: Boundary,
+  begun: Begun,
+  fiber: Fiber.RuntimeFiber<any, any>,
+  restore: Restore
+): Effect.Effect<UpgradedImpl, UpgradeError> => {
+  boundary.crossed = true
+  Deferred.unsafeDone(
+    boundary.answered,
+    Effect.succeed({ response: begun.response, hooks: fiber.getFiberRef(HttpApp.currentPreResponseHandlers) })
+  )
+  begun.pending.session = fiber
+  return restore(Deferred.await(begun.pending.deferred)).pipe(
+    // Somebody round the route answered in its place: there is nothing to go on with.
+    Effect.catchTag("NotSwitched", () => Effect.interrupt)
+  )
+}
+
+/**
+ * Runs a handler in a fiber of its own, up to its end or to its switch: the 101 is then the value, and the handler goes
+ * on. Its Scope is its own: it closes when the handler ends, or with the request's where it did not switch.
+ */
+export const session = <E, R>(
+  handler: Effect.Effect<HttpServerResponse.HttpServerResponse, E, R>
+): Effect.Effect<HttpServerResponse.HttpServerResponse, E, any> =>
+  Effect.uninterruptibleMask((restore) =>
+    Effect.gen(function* () {
+      const requestScope = yield* Effect.scope
+      const scope = yield* Scope.make()
+      const boundary: Boundary = { answered: Deferred.unsafeMake(FiberId.none), crossed: false }
+      const fiber = yield* restore(Scope.extend(handler, scope)).pipe(
+        Effect.onExit((exit) => (boundary.crossed ? Scope.close(scope, exit) : Effect.void)),
+        Effect.tapErrorCause((cause) =>
+          boundary.crossed && !Cause.isInterruptedOnly(cause)
+            ? Effect.logError("A session failed after the switch.", cause)
+            : Effect.void
+        ),
+        Effect.locally(currentBoundary, boundary),
+        Effect.forkDaemon
+      )
+      const answered = restore(
+        Effect.raceFirst(
+          Effect.map(Deferred.await(boundary.answered), (answer) => ({ _tag: "Switching" as const, answer })),
+          Effect.map(Fiber.await(fiber), (exit) => ({ _tag: "Ended" as const, exit }))
+        )
+      )
+      const outcome = yield* Effect.onInterrupt(answered, () => Fiber.interrupt(fiber))
+      if (outcome._tag === "Switching") {
+        yield* FiberRef.set(HttpApp.currentPreResponseHandlers, outcome.answer.hooks)
+        return outcome.answer.response
+      }
+      yield* Fiber.inheritAll(fiber)
+      yield* Scope.addFinalizerExit(requestScope, (exit) => Scope.close(scope, exit))
+      return yield* outcome.exit
+    })
+  )
+
+/** Of a request's fiber, what a session that outlives it has: not the request's message, Scope, span or hooks. */
+const sessionRuntime = (
+  services: Context.Context<never>,
+  fiberRefs: FiberRefs.FiberRefs,
+  scope: Scope.Scope
+): Runtime.Runtime<never> => {
+  const context = new Map<string, unknown>(services.unsafeMap)
+  const request = services.unsafeMap.get(HttpServerRequest.HttpServerRequest.key) as Request
+  context.delete(Tracer.ParentSpan.key)
+  context.set(HttpServerRequest.HttpServerRequest.key, new SessionRequest(request))
+  context.set(Scope.Scope.key, scope)
+  // Only the values of now: below them lie those of the fibers before, and what they hold.
+  const refs = new Map<FiberRef.FiberRef<any>, readonly [readonly [FiberId.Single, any]]>()
+  fiberRefs.locals.forEach((stack, ref) => {
+    if (ref !== FiberRef.currentContext && ref !== HttpApp.currentPreResponseHandlers && ref !== currentBoundary) {
+      refs.set(ref, [[FiberId.none, stack[0][1]]])
+    }
+  })
+  return Runtime.make({
+    context: Context.unsafeMake(context),
+    fiberRefs: FiberRefs.unsafeMake(refs),
+    runtimeFlags: RuntimeFlags.make(
+      RuntimeFlags.Interruption,
+      RuntimeFlags.CooperativeYielding,
+      RuntimeFlags.RuntimeMetrics
+    )
+  })
+}
+
+/**
+ * What runs a session once its connection is there: in a fiber of its own, with the services and fiber refs of the call.
+ * Its exit closes the connection.
+ */
+export const onSwitched = <E>(
+  fiber: Fiber.RuntimeFiber<any, any>,
+  handler: (upgraded: UpgradedImpl) => Effect.Effect<unknown, E, any>,
+  onFailure: ((cause: Cause.Cause<E>) => Effect.Effect<unknown, never, any>) | undefined
+): ((upgraded: UpgradedImpl) => void) => {
+  const services = fiber.currentContext
+  const fiberRefs = fiber.getFiberRefs()
+  return (upgraded) => {
+    const { connection } = upgraded
+    const ended = (exit: Exit.Exit<unknown, E>) =>
+      Exit.isSuccess(exit) || Cause.isInterruptedOnly(exit.cause)
+        ? connection.close(exit)
+        : Effect.zipRight(
+            Effect.exit(
+              Effect.zipRight(
+                Effect.logError(`A ${upgraded.protocol} session failed.`, exit.cause),
+                onFailure === undefined ? Effect.void : onFailure(exit.cause)
+              )
+            ),
+            connection.close(exit)
+          )
+    connection.session = Runtime.runFork(
+      sessionRuntime(services, fiberRefs, connection.scope),
+      Effect.onExit(
+        Effect.suspend(() => handler(upgraded)),
+        ended
+      ) as Effect.Effect<unknown, E>
+    )
+  }
+}
