@@ -265,7 +265,6 @@ export class MemorySocket extends Duplex {
         this.#sendFin()
       }
     }
-    this.#inbox = []
     callback(error)
     this.#taken(error ?? undefined)
     setImmediate(() => this.emit("close", error !== null))

@@ -318,6 +318,30 @@ describe("a peer", () => {
     })
   )
 
+  it.scopedLive("reads ahead again, once what it had was received", () =>
+    Effect.gen(function* () {
+      const [peer, other] = yield* memory
+      other.write(Buffer.alloc(20_000))
+      other.write("x")
+      yield* peer.receiveExactly(1)
+      yield* peer.receiveExactly(19_999)
+      const ended = new Promise((resolve) => peer.socket.on("end", resolve))
+      other.end()
+      yield* Effect.promise(() => ended)
+      assert.strictEqual(ascii(yield* peer.receiveAll), "x")
+    })
+  )
+
+  it.scopedLive("destroys the transport when its Scope closes", () =>
+    Effect.gen(function* () {
+      const [, socket] = pair()
+      const [, transport] = pair()
+      yield* Effect.scoped(Peer.fromDuplex(socket, { transport }))
+      assert.isTrue(socket.destroyed)
+      assert.isTrue(transport.destroyed)
+    })
+  )
+
   it.scopedLive("can be interrupted while it waits, and has taken nothing", () =>
     Effect.gen(function* () {
       const [peer, other] = yield* memory

@@ -9,7 +9,9 @@ import type { Duplex } from "node:stream"
 import * as Chunk from "effect/Chunk"
 import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
+import * as FiberRef from "effect/FiberRef"
 import * as Option from "effect/Option"
+import type * as Scheduler from "effect/Scheduler"
 import { ConnectionError } from "../../UpgradeError.js"
 import type { Deadline, Deadlines } from "../deadlines.js"
 import { bytesSent, unflow, unsent } from "./node.js"
@@ -71,6 +73,48 @@ const busy = new ConnectionError({
   description: "Another fiber is reading this connection. Read from one place, and hand the bytes on from there."
 })
 
+/**
+ * A scheduler that goes on with a fiber within the socket's own callback, where the callback says so, instead of in a
+ * later microtask: what a batch causes is written before the callback returns. All else it leaves to its base.
+ */
+class InlineScheduler implements Scheduler.Scheduler {
+  static now = false
+  constructor(private readonly base: Scheduler.Scheduler) {}
+  shouldYield(fiber: AnyFiber): number | false {
+    return this.base.shouldYield(fiber)
+  }
+  scheduleTask(task: Scheduler.Task, priority: number, fiber?: AnyFiber): void {
+    if (InlineScheduler.now) {
+      // For the one fiber that is woken: what it starts is scheduled as ever.
+      InlineScheduler.now = false
+      task()
+    } else {
+      this.base.scheduleTask(task, priority, fiber)
+    }
+  }
+}
+
+const inlineSchedulers = new WeakMap<Scheduler.Scheduler, InlineScheduler>()
+
+const inlineScheduler = (base: Scheduler.Scheduler): InlineScheduler => {
+  if (base instanceof InlineScheduler) {
+    return base
+  }
+  let scheduler = inlineSchedulers.get(base)
+  if (scheduler === undefined) {
+    scheduler = new InlineScheduler(base)
+    inlineSchedulers.set(base, scheduler)
+  }
+  return scheduler
+}
+
+/** Wakes the reader within this callback of its socket. */
+const inline = (wire: Wire): void => {
+  InlineScheduler.now = true
+  wire.wakeReader()
+  InlineScheduler.now = false
+}
+
 function onData(this: Wired, bytes: Uint8Array) {
   this[kWire].receive(bytes)
 }
@@ -79,7 +123,7 @@ function onEnd(this: Wired) {
   const wire = this[kWire]
   wire.eof = true
   wire.onEof?.()
-  wire.wakeReader()
+  inline(wire)
 }
 
 function onError(this: Wired, cause: unknown) {
@@ -163,7 +207,7 @@ export class Wire {
     this.queue.push(bytes)
     this.size += bytes.length + PIECE
     if (this.reader !== undefined) {
-      this.wakeReader()
+      inline(this)
     } else if (this.size >= HIGH_WATER) {
       this.pause()
     }
@@ -278,7 +322,7 @@ export class Wire {
     )
   }
 
-  /** Runs `handler` over all input until the peer's FIN: one effect a batch, no fiber, listener or finalizer of its own. */
+  /** Runs `handler` over all input until the peer's FIN: one effect a batch, in the calling fiber. */
   run<A, E, R>(
     handler: (bytes: Chunk.Chunk<Uint8Array>) => Effect.Effect<A, E, R>
   ): Effect.Effect<void, ConnectionError | E, R> {
@@ -297,7 +341,7 @@ export class Wire {
       const wait = Effect.async<void, ConnectionError | E, R>((resume) => {
         this.reader = { owner: step, fiber, wake: () => resume(step) }
       })
-      return this.guarded(step, step)
+      return Effect.withScheduler(this.guarded(step, step), inlineScheduler(fiber.getFiberRef(FiberRef.currentScheduler)))
     })
   }
 
@@ -313,17 +357,20 @@ export class Wire {
     return this.socket.writableEnded ? closed("This side has ended: nothing can be written after end.") : undefined
   }
 
+  private get takesMore(): boolean {
+    const { socket } = this
+    return this.error === undefined && !this.closing && !this.isClosed && !socket.writableEnded &&
+      !socket.writableNeedDrain
+  }
+
   /** Writes with `put`, and is done when the socket takes more. A full socket is waited for before it as well as after. */
   private writing(put: (socket: Duplex) => boolean): Effect.Effect<void, ConnectionError> {
-    return Effect.withFiberRuntime((fiber) => {
+    return Effect.suspend(() => {
+      if (this.takesMore) {
+        return put(this.socket) ? Effect.void : this.drained()
+      }
       const failure = this.unwritable()
-      if (failure !== undefined) {
-        return Effect.fail(failure)
-      }
-      if (this.socket.writableNeedDrain) {
-        return Effect.zipRight(this.drained(fiber), this.writing(put))
-      }
-      return put(this.socket) ? Effect.void : this.drained(fiber)
+      return failure !== undefined ? Effect.fail(failure) : Effect.zipRight(this.drained(), this.writing(put))
     })
   }
 
@@ -367,12 +414,12 @@ export class Wire {
     })
   }
 
-  private drained(fiber: AnyFiber): Effect.Effect<void, ConnectionError> {
-    return Effect.suspend(() => {
+  private drained(): Effect.Effect<void, ConnectionError> {
+    return Effect.withFiberRuntime((fiber) => {
       if (this.error !== undefined || this.isClosed || this.closing) {
         return Effect.fail(this.error ?? closed("The connection was closed while a write waited for the peer."))
       }
-      return this.socket.writableNeedDrain ? Effect.zipRight(this.awaitWriter(fiber), this.drained(fiber)) : Effect.void
+      return this.socket.writableNeedDrain ? Effect.zipRight(this.awaitWriter(fiber), this.drained()) : Effect.void
     })
   }
 

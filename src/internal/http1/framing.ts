@@ -1,9 +1,10 @@
 /**
  * Where a request's body ends: RFC 9112 §6 decides how it is framed, §7 how chunks are read.
  *
- * Node's parser stops at the head of a request that asks for an upgrade, so its body is framed here. A parser that
- * forgives what another refuses lets a second request hide in a body, so nothing is forgiven: what is accepted here is
- * what llhttp accepts, but for the whitespace that RFC 9110 §5.6.3 says must be parsed.
+ * Before version 26 Node's parser stops at the head of a request that asks for an upgrade, so its body is framed here. A
+ * parser that forgives what another refuses lets a second request hide in a body, so nothing is forgiven. What is accepted
+ * here llhttp accepts too, but for three things that the RFCs allow or demand: whitespace in a chunk extension (RFC 9110
+ * §5.6.3), trailers named like framing fields (ignored, §6.5.1) and equal lines of Content-Length (RFC 9112 §6.3).
  *
  * @internal
  */
