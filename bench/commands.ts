@@ -21,6 +21,8 @@ export interface ServerCommands {
   readonly watch: () => void
   /** Ends it: the largest seen since. */
   readonly peak: () => number
+  /** The bytes that the writes of a push have taken so far. */
+  readonly pushed: () => number
 }
 
 export interface PingPong {
@@ -69,8 +71,10 @@ export interface LoadCommands {
   readonly hold: (input: { readonly target: Target; readonly connections: number }) => Promise<void>
   /** How many of them are open. */
   readonly held: () => number
-  /** Switches and does not read for a while, then reads to the end; answers with the bytes. */
-  readonly stall: (input: { readonly target: Target; readonly milliseconds: number }) => Promise<number>
+  /** Switches and does not read. */
+  readonly stall: (target: Target) => Promise<void>
+  /** Reads what was stalled to its end; answers with the bytes. */
+  readonly resume: () => Promise<number>
   /** Writes until nothing was taken for a while; answers with what was. */
   readonly push: (input: { readonly target: Target; readonly bytes: number; readonly quiet: number }) => Promise<number>
 }

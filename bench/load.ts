@@ -350,25 +350,27 @@ const hold = async (input: { readonly target: Target; readonly connections: numb
   await Promise.all(Array.from({ length: 64 }, one))
 }
 
-const stall = (input: { readonly target: Target; readonly milliseconds: number }): Promise<number> =>
+let resume: () => Promise<number> = () => Promise.reject(new Error("nothing is stalled"))
+
+const stall = (target: Target): Promise<void> =>
   new Promise((resolve, reject) => {
     let received = 0
-    let reading = input.milliseconds === 0
-    const socket = open(input.target.port, requestOf(input.target), {
+    let reading = false
+    let ended: (received: number) => void = () => {}
+    const socket = open(target.port, requestOf(target), {
       onBytes: (start, end) => {
         received += end - start
         return reading
       },
-      onClose: (error) => (error ? reject(error) : resolve(received)),
-      onSwitch: () => {
-        if (!reading) {
-          setTimeout(() => {
-            reading = true
-            socket.resume()
-          }, input.milliseconds)
-        }
-      }
+      onClose: (error) => (error ? reject(error) : ended(received)),
+      onSwitch: () => resolve()
     })
+    resume = () =>
+      new Promise((resolve) => {
+        ended = resolve
+        reading = true
+        socket.resume()
+      })
   })
 
 const push = (input: { readonly target: Target; readonly bytes: number; readonly quiet: number }): Promise<number> =>
@@ -404,5 +406,17 @@ const push = (input: { readonly target: Target; readonly bytes: number; readonly
     })
   })
 
-answer({ flow, handshakes, held: () => held.size, hold, measure, pingPong, push, stall, stop, verify })
+answer({
+  flow,
+  handshakes,
+  held: () => held.size,
+  hold,
+  measure,
+  pingPong,
+  push,
+  resume: () => resume(),
+  stall,
+  stop,
+  verify
+})
 ready(0)

@@ -118,7 +118,9 @@ export const withLogs = <A, E, R>(
 /** What an effect ends in, for another fiber to look at. */
 export const outcome = <A, E>() => Effect.runSync(Deferred.make<A, E>())
 
-export type Session = (upgraded: Upgraded.Upgraded<Duplex, string>) => Effect.Effect<unknown, UpgradeError.ConnectionError>
+export type Session = (
+  upgraded: Upgraded.Upgraded<Duplex, string>
+) => Effect.Effect<unknown, UpgradeError.ConnectionError>
 
 export type Handler = Effect.Effect<
   HttpServerResponse.HttpServerResponse,
@@ -168,10 +170,7 @@ export const forms: ReadonlyArray<readonly [name: string, form: Form]> = [
       Effect.flatMap(Upgrade.respond(Connection.Net, echo, options), (pair) => claimed(pair, session))
   ],
   ["onUpgrade", (session, options) => Upgrade.onUpgrade(echo, session, options)],
-  [
-    "onUpgrade with the listener's tag",
-    (session, options) => Upgrade.onUpgrade(Connection.Net, echo, session, options)
-  ]
+  ["onUpgrade with the listener's tag", (session, options) => Upgrade.onUpgrade(Connection.Net, echo, session, options)]
 ]
 
 /** The forms whose 101 is the route's value. */

@@ -2,7 +2,7 @@
 import * as fs from "node:fs"
 import * as Http from "node:http"
 import * as Https from "node:https"
-import * as net from "node:net"
+import type * as net from "node:net"
 import * as os from "node:os"
 import * as path from "node:path"
 import type { Duplex } from "node:stream"
@@ -43,7 +43,7 @@ export interface Running {
   readonly connect: Effect.Effect<Peer.Peer, Peer.PeerError, Scope.Scope>
   /** How many connections are switched now. */
   readonly switched: Effect.Effect<number>
-  /** Done when no socket is open any more at the server's end. */
+  /** Done when no socket is open any more at the server's end, and no connection is switched. */
   readonly idle: Effect.Effect<void>
 }
 
@@ -75,6 +75,11 @@ const listenOptions = (kind: Kind) =>
     ? Effect.map(temporary, (directory): net.ListenOptions => ({ path: path.join(directory, "socket") }))
     : Effect.succeed<net.ListenOptions>({ port: 0, host: "127.0.0.1" })
 
+/** One turn of the event loop. */
+export const turn = Effect.async<void>((resume) => {
+  setImmediate(() => resume(Effect.void))
+})
+
 const watch = (server: Http.Server) => {
   const open = new Set<Duplex>()
   const idle = Effect.unsafeMakeLatch(true)
@@ -101,6 +106,9 @@ const running = (
   idle: Effect.Effect<void>,
   switched: Effect.Effect<number>
 ): Running => {
+  const empty: Effect.Effect<void> = Effect.flatMap(switched, (count) =>
+    count === 0 ? Effect.void : Effect.zipRight(turn, empty)
+  )
   const port = kind === "unix" ? 0 : (server.address() as net.AddressInfo).port
   const target: Peer.Target =
     kind === "unix" ? { path: listen.path! } : kind === "tls" ? { port, tls: clientTls } : { port }
@@ -112,7 +120,7 @@ const running = (
           return Peer.fromDuplex(theirs)
         })
       : Peer.connect(target)
-  return { server, port, target, connect, switched, idle }
+  return { server, port, target, connect, switched, idle: Effect.zipRight(idle, empty) }
 }
 
 /** Serves an app by an `UpgradeServer`, until the Scope closes. */

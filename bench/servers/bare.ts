@@ -1,13 +1,14 @@
 /** A bare 'upgrade' event: the least that node:http can do. */
 import { createServer } from "node:http"
 import type { Duplex } from "node:stream"
-import { listen, pushBytes, pushChunk } from "./control.js"
+import { listen, pushBytes, pushChunk, took } from "./control.js"
 
 const push = (socket: Duplex): void => {
   let left = pushBytes
   const fill = (): void => {
     while (left > 0) {
       left -= pushChunk.length
+      took()
       if (!socket.write(pushChunk)) {
         return
       }

@@ -8,6 +8,13 @@ declare const gc: () => void
 export const pushBytes = Number(process.env.BENCH_PUSH_BYTES)
 export const pushChunk = Buffer.alloc(64 * 1024, "p")
 
+let pushed = 0
+
+/** A write of a chunk was taken. */
+export const took = (): void => {
+  pushed += pushChunk.length
+}
+
 export const listening = (port: number): void => {
   let peak = 0
   let timer: NodeJS.Timeout | undefined
@@ -32,6 +39,7 @@ export const listening = (port: number): void => {
       clearInterval(timer)
       return peak
     },
+    pushed: () => pushed,
     watch: () => {
       peak = 0
       timer = setInterval(sample, 10)

@@ -13,7 +13,7 @@ import * as Upgrade from "effect-upgrade/Upgrade"
 import * as Upgraded from "effect-upgrade/Upgraded"
 import type { SwitchError } from "effect-upgrade/UpgradeError"
 import * as UpgradeServer from "effect-upgrade/UpgradeServer"
-import { pushBytes, pushChunk } from "./control.js"
+import { pushBytes, pushChunk, took } from "./control.js"
 import { main } from "./effect.js"
 
 const protocol = Protocol.raw("echo")
@@ -51,22 +51,18 @@ const program = Layer.unwrapScoped(
       HttpRouter.get("/respond", respond),
       HttpRouter.get(
         "/push",
-        Upgrade.onUpgrade(protocol, (upgraded) => {
-          let left = pushBytes
-          return Effect.whileLoop({
-            body: () => Upgraded.write(upgraded, pushChunk),
-            step: () => {
-              left -= pushChunk.length
-            },
-            while: () => left > 0
-          })
-        })
+        Upgrade.onUpgrade(protocol, (upgraded) =>
+          Upgraded.write(upgraded, pushChunk).pipe(Effect.tap(took), Effect.repeatN(pushBytes / pushChunk.length - 1))
+        )
       ),
       HttpRouter.get(
         "/push-sink",
         Upgrade.onUpgrade(protocol, (upgraded) =>
-          Stream.range(1, pushBytes / pushChunk.length).pipe(
-            Stream.map((): Uint8Array => pushChunk),
+          Stream.range(1, pushBytes / pushChunk.length, 1).pipe(
+            Stream.map((): Uint8Array => {
+              took()
+              return pushChunk
+            }),
             Stream.run(Upgraded.sink(upgraded))
           )
         )

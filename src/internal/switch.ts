@@ -2,6 +2,7 @@
 import * as Headers from "@effect/platform/Headers"
 import * as HttpApp from "@effect/platform/HttpApp"
 import * as HttpServerRequest from "@effect/platform/HttpServerRequest"
+import * as HttpServerRespondable from "@effect/platform/HttpServerRespondable"
 import * as HttpServerResponse from "@effect/platform/HttpServerResponse"
 import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
@@ -34,6 +35,7 @@ import {
   TooManyConnections,
   type UpgradeError
 } from "../UpgradeError.js"
+import { inlineScheduler } from "./duplex/wire.js"
 import { contentOf, type Exchange, forbiddenField, Pending, type Settings } from "./exchange.js"
 import { listIncludes, matches, type Offer, parseOffers } from "./http1/offers.js"
 import { exchangeOf, hostOf } from "./requests.js"
@@ -155,6 +157,28 @@ const settingsOf = (options: Options | undefined): Partial<Settings> => {
   return settings
 }
 
+const isEncoded = (error: UpgradeError, response: HttpServerResponse.HttpServerResponse): boolean =>
+  response.body._tag === "Uint8Array" &&
+  response.body.body.length < 65_536 &&
+  Buffer.from(response.body.body).includes(`"_tag":"${error._tag}"`)
+
+/**
+ * An `HttpApi` endpoint that declares an error encodes it by itself: the fields that its answer must have, and a status
+ * that depends on what happened, are completed on the way out (RFC 9110 §15.5.22: a 426 names the protocols).
+ */
+const completing = (error: UpgradeError): Effect.Effect<void> =>
+  HttpApp.appendPreResponseHandler((_request, response) =>
+    Effect.map(HttpServerRespondable.toResponse(error), (own) => {
+      const encoded = isEncoded(error, response)
+      if (response.status !== own.status && !encoded) {
+        return response
+      }
+      const { "content-length": _length, "content-type": _type, ...fields } = own.headers
+      const completed = HttpServerResponse.setHeaders(response, { ...fields, ...response.headers })
+      return encoded ? HttpServerResponse.setStatus(completed, own.status) : completed
+    })
+  )
+
 interface Begun {
   readonly exchange: Exchange
   readonly pending: Pending
@@ -175,12 +199,14 @@ export const begin = (
     )
     const list = listOf(protocols)
     const exchange = exchangeOf(request)
-    if (exchange === undefined) {
-      return Effect.fail(withoutExchange(request, list))
-    }
     const refuse = (error: UpgradeError) => {
-      exchange.refused = true
-      return Effect.fail(error)
+      if (exchange !== undefined) {
+        exchange.refused = true
+      }
+      return Effect.zipRight(completing(error), Effect.fail(error))
+    }
+    if (exchange === undefined) {
+      return refuse(withoutExchange(request, list))
     }
     const chosen = choose(exchange, listener, list)
     if (!Protocol.isProtocol(chosen)) {
@@ -391,48 +417,66 @@ const sessionRuntime = (
       refs.set(ref, [[FiberId.none, stack[0][1]]])
     }
   })
+  refs.set(FiberRef.currentScheduler, [
+    [FiberId.none, inlineScheduler(FiberRefs.getOrDefault(fiberRefs, FiberRef.currentScheduler))]
+  ])
   return Runtime.make({
     context: Context.unsafeMake(context),
     fiberRefs: FiberRefs.unsafeMake(refs),
-    runtimeFlags: RuntimeFlags.make(
-      RuntimeFlags.Interruption,
-      RuntimeFlags.CooperativeYielding,
-      RuntimeFlags.RuntimeMetrics
+    runtimeFlags: sessionFlags
+  })
+}
+
+const sessionFlags = RuntimeFlags.make(
+  RuntimeFlags.Interruption,
+  RuntimeFlags.CooperativeYielding,
+  RuntimeFlags.RuntimeMetrics
+)
+
+type OnFailure<E> = ((cause: Cause.Cause<E>) => Effect.Effect<unknown, never, any>) | undefined
+
+/** Runs a session over a connection. Nothing of the request is in its closures: they live as long as the connection. */
+const runSession = <E>(
+  upgraded: UpgradedImpl,
+  runtime: Runtime.Runtime<never>,
+  handler: (upgraded: UpgradedImpl) => Effect.Effect<unknown, E, any>,
+  onFailure: OnFailure<E>
+): void => {
+  const { connection } = upgraded
+  const fiber = Runtime.runFork(
+    runtime,
+    Effect.suspend(() => handler(upgraded) as Effect.Effect<unknown, E>)
+  )
+  connection.session = fiber
+  // By an observer rather than a finalizer: an idle session holds no frames for it.
+  fiber.addObserver((exit) => {
+    const failed = Exit.isFailure(exit) && !Cause.isInterruptedOnly(exit.cause)
+    const closed = connection.close(exit)
+    Runtime.runFork(
+      Runtime.make({
+        context: fiber.currentContext,
+        fiberRefs: fiber.getFiberRefs(),
+        runtimeFlags: sessionFlags
+      }),
+      failed ? Effect.zipRight(reported(upgraded, exit.cause, onFailure), closed) : closed
     )
   })
 }
 
-/**
- * What runs a session once its connection is there: in a fiber of its own, with the services and fiber refs of the call.
- * Its exit closes the connection.
- */
+const reported = <E>(upgraded: UpgradedImpl, cause: Cause.Cause<E>, onFailure: OnFailure<E>): Effect.Effect<unknown> =>
+  Effect.zipRight(
+    Effect.logError(`A ${upgraded.protocol} session failed.`, cause),
+    onFailure === undefined ? Effect.void : Effect.exit(onFailure(cause) as Effect.Effect<unknown>)
+  )
+
+/** What runs a session once its connection is there: in a fiber of its own, with the services and fiber refs of the call. */
 export const onSwitched = <E>(
   fiber: Fiber.RuntimeFiber<any, any>,
   handler: (upgraded: UpgradedImpl) => Effect.Effect<unknown, E, any>,
-  onFailure: ((cause: Cause.Cause<E>) => Effect.Effect<unknown, never, any>) | undefined
+  onFailure: OnFailure<E>
 ): ((upgraded: UpgradedImpl) => void) => {
   const services = fiber.currentContext
   const fiberRefs = fiber.getFiberRefs()
-  return (upgraded) => {
-    const { connection } = upgraded
-    const ended = (exit: Exit.Exit<unknown, E>) =>
-      Exit.isSuccess(exit) || Cause.isInterruptedOnly(exit.cause)
-        ? connection.close(exit)
-        : Effect.zipRight(
-            Effect.exit(
-              Effect.zipRight(
-                Effect.logError(`A ${upgraded.protocol} session failed.`, exit.cause),
-                onFailure === undefined ? Effect.void : onFailure(exit.cause)
-              )
-            ),
-            connection.close(exit)
-          )
-    connection.session = Runtime.runFork(
-      sessionRuntime(services, fiberRefs, connection.scope),
-      Effect.onExit(
-        Effect.suspend(() => handler(upgraded)),
-        ended
-      ) as Effect.Effect<unknown, E>
-    )
-  }
+  return (upgraded) =>
+    runSession(upgraded, sessionRuntime(services, fiberRefs, upgraded.connection.scope), handler, onFailure)
 }

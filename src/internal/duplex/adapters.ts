@@ -16,7 +16,6 @@ import type { Wire } from "./wire.js"
 
 export const readExactly = (wire: Wire, size: number): Effect.Effect<Uint8Array, ConnectionError> =>
   Effect.suspend(() => {
-    const reader = {}
     const buffer = new Uint8Array(size)
     let filled = 0
     const giveBack = () => {
@@ -27,7 +26,7 @@ export const readExactly = (wire: Wire, size: number): Effect.Effect<Uint8Array,
       if (filled === size) {
         return Effect.succeed(buffer)
       }
-      return Effect.flatMap(wire.pullOrEnd(reader), (pieces) => {
+      return Effect.flatMap(wire.pullOrEnd(), (pieces) => {
         if (pieces === undefined) {
           const short = filled
           giveBack()
@@ -55,26 +54,16 @@ export const readExactly = (wire: Wire, size: number): Effect.Effect<Uint8Array,
         return read
       })
     })
-    return Effect.ensuring(
-      Effect.onInterrupt(read, () => Effect.sync(giveBack)),
-      Effect.sync(() => wire.forget(reader))
-    )
+    return Effect.onInterrupt(read, () => Effect.sync(giveBack))
   })
 
-export const stream = (wire: Wire): Stream.Stream<Uint8Array, ConnectionError> =>
-  Stream.suspend(() => {
-    const reader = {}
-    const loop: Channel.Channel<Chunk.Chunk<Uint8Array>, unknown, ConnectionError, unknown, unknown> = Channel.flatMap(
-      Channel.fromEffect(wire.pullOrEnd(reader)),
-      (bytes) => (bytes === undefined ? Channel.void : Channel.zipRight(Channel.write(bytes), loop))
-    )
-    return Stream.fromChannel(
-      Channel.ensuring(
-        loop,
-        Effect.sync(() => wire.forget(reader))
-      )
-    )
-  })
+export const stream = (wire: Wire): Stream.Stream<Uint8Array, ConnectionError> => {
+  const loop: Channel.Channel<Chunk.Chunk<Uint8Array>, unknown, ConnectionError, unknown, unknown> = Channel.flatMap(
+    Channel.fromEffect(wire.pullOrEnd()),
+    (bytes) => (bytes === undefined ? Channel.void : Channel.zipRight(Channel.write(bytes), loop))
+  )
+  return Stream.fromChannel(loop)
+}
 
 export const sink = (wire: Wire): Sink.Sink<void, Uint8Array | string, never, ConnectionError> =>
   Sink.forEachChunk((pieces: Chunk.Chunk<Uint8Array | string>) => wire.writeAll(pieces))
@@ -165,7 +154,7 @@ class WireDuplex extends Duplex {
       return
     }
     this.reading = Effect.runFork(
-      Effect.match(this.wire.pullOrEnd(this), {
+      Effect.match(this.wire.pullOrEnd(), {
         onFailure: (error) => {
           this.destroy(error)
         },
@@ -201,7 +190,6 @@ class WireDuplex extends Duplex {
 
   override _destroy(error: Error | null, callback: (error?: Error | null) => void): void {
     this.reading?.unsafeInterruptAsFork(FiberId.none)
-    this.wire.forget(this)
     callback(error)
   }
 }

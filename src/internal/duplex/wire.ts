@@ -34,10 +34,6 @@ type Wired = Duplex & { [kWire]: Wire }
 
 type AnyFiber = Fiber.RuntimeFiber<any, any>
 
-interface Reader extends Waiter {
-  readonly owner: object
-}
-
 interface Waiter {
   readonly fiber: AnyFiber
   readonly wake: () => void
@@ -96,7 +92,7 @@ class InlineScheduler implements Scheduler.Scheduler {
 
 const inlineSchedulers = new WeakMap<Scheduler.Scheduler, InlineScheduler>()
 
-const inlineScheduler = (base: Scheduler.Scheduler): InlineScheduler => {
+export const inlineScheduler = (base: Scheduler.Scheduler): InlineScheduler => {
   if (base instanceof InlineScheduler) {
     return base
   }
@@ -149,7 +145,7 @@ export class Wire {
   private paused = false
   private discarding = false
   private detached = false
-  private reader: Reader | undefined
+  private reader: Waiter | undefined
   private writers: Array<Waiter> | undefined
   private stall: Deadline | undefined
   private idle: Deadline | undefined
@@ -269,21 +265,27 @@ export class Wire {
     return this.eof ? Option.none() : this.error !== undefined ? Option.some(this.error) : undefined
   }
 
-  /** Gives up the place of a reader that was interrupted while it waited. */
-  forget(owner: object): void {
-    if (this.reader?.owner === owner) {
-      this.reader = undefined
+  /**
+   * Whether another fiber waits to read. One that was interrupted leaves its place behind, rather than pay for a finalizer
+   * at every read: it is known by being over, or by being the fiber that asks.
+   */
+  private isReadBy(fiber: AnyFiber): boolean {
+    const reader = this.reader
+    if (reader === undefined) {
+      return false
     }
+    if (reader.fiber !== fiber && reader.fiber.unsafePoll() === null) {
+      return true
+    }
+    this.reader = undefined
+    return false
   }
 
-  /**
-   * Takes what is there, or waits for it; `undefined` at the peer's FIN. Interrupted, it has taken nothing, but keeps its
-   * place as the reader until `forget(owner)`.
-   */
-  pullOrEnd(owner: object): Effect.Effect<Chunk.Chunk<Uint8Array> | undefined, ConnectionError> {
+  /** Takes what is there, or waits for it; `undefined` at the peer's FIN. Interrupted, it has taken nothing. */
+  pullOrEnd(): Effect.Effect<Chunk.Chunk<Uint8Array> | undefined, ConnectionError> {
     const pull: Effect.Effect<Chunk.Chunk<Uint8Array> | undefined, ConnectionError> = Effect.withFiberRuntime(
       (fiber) => {
-        if (this.reader !== undefined) {
+        if (this.isReadBy(fiber)) {
           return Effect.fail(busy)
         }
         if (this.queue.length > 0) {
@@ -296,30 +298,19 @@ export class Wire {
             : Effect.fail(ended.value)
           : Effect.async((resume) => {
               // The fiber takes the bytes itself, once it goes on: were they handed to it, an interruption would lose them.
-              this.reader = { owner, fiber, wake: () => resume(pull) }
+              this.reader = { fiber, wake: () => resume(pull) }
             })
       }
     )
     return pull
   }
 
-  /** `pullOrEnd` by itself, with `None` for the peer's FIN. */
+  /** `pullOrEnd`, with `None` for the peer's FIN. */
   get pull(): Effect.Effect<Chunk.Chunk<Uint8Array>, Option.Option<ConnectionError>> {
-    return Effect.suspend(() => {
-      const owner = {}
-      return Effect.matchEffect(this.guarded(this.pullOrEnd(owner), owner), {
-        onFailure: (error) => Effect.fail(Option.some(error)),
-        onSuccess: (bytes) => (bytes === undefined ? Effect.fail(Option.none()) : Effect.succeed(bytes))
-      })
+    return Effect.matchEffect(this.pullOrEnd(), {
+      onFailure: (error) => Effect.fail(Option.some(error)),
+      onSuccess: (bytes) => (bytes === undefined ? Effect.fail(Option.none()) : Effect.succeed(bytes))
     })
-  }
-
-  /** Gives up the reader's place when `self` ends, whatever ended it. */
-  guarded<A, E, R>(self: Effect.Effect<A, E, R>, owner: object): Effect.Effect<A, E, R> {
-    return Effect.ensuring(
-      self,
-      Effect.sync(() => this.forget(owner))
-    )
   }
 
   /** Runs `handler` over all input until the peer's FIN: one effect a batch, in the calling fiber. */
@@ -329,7 +320,7 @@ export class Wire {
     return Effect.withFiberRuntime((fiber) => {
       const next = () => step
       const step: Effect.Effect<void, ConnectionError | E, R> = Effect.suspend(() => {
-        if (this.reader !== undefined) {
+        if (this.isReadBy(fiber)) {
           return Effect.fail(busy)
         }
         if (this.queue.length > 0) {
@@ -339,9 +330,12 @@ export class Wire {
         return ended === undefined ? wait : ended._tag === "None" ? Effect.void : Effect.fail(ended.value)
       })
       const wait = Effect.async<void, ConnectionError | E, R>((resume) => {
-        this.reader = { owner: step, fiber, wake: () => resume(step) }
+        this.reader = { fiber, wake: () => resume(step) }
       })
-      return Effect.withScheduler(this.guarded(step, step), inlineScheduler(fiber.getFiberRef(FiberRef.currentScheduler)))
+      const scheduler = fiber.getFiberRef(FiberRef.currentScheduler)
+      const inlined = inlineScheduler(scheduler)
+      // Left on the fiber afterwards: it differs from its base within a socket's callback only.
+      return inlined === scheduler ? step : Effect.zipRight(FiberRef.set(FiberRef.currentScheduler, inlined), step)
     })
   }
 
@@ -359,8 +353,9 @@ export class Wire {
 
   private get takesMore(): boolean {
     const { socket } = this
-    return this.error === undefined && !this.closing && !this.isClosed && !socket.writableEnded &&
-      !socket.writableNeedDrain
+    return (
+      this.error === undefined && !this.closing && !this.isClosed && !socket.writableEnded && !socket.writableNeedDrain
+    )
   }
 
   /** Writes with `put`, and is done when the socket takes more. A full socket is waited for before it as well as after. */

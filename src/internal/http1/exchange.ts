@@ -20,6 +20,9 @@ import { FramedRequest } from "./request.js"
 
 const aborted = () => Object.assign(new Error("aborted"), { code: "ECONNRESET" })
 
+/** The parser lets other versions through (0.9, 2.0), which mean nothing here. */
+const isHttp11 = (request: IncomingMessage): boolean => request.httpVersionMajor === 1 && request.httpVersionMinor >= 1
+
 export class Http1Exchange extends Exchange {
   readonly request: IncomingMessage
   readonly response: ServerResponse
@@ -40,7 +43,7 @@ export class Http1Exchange extends Exchange {
     const { socket } = this
     Node.clearTimeouts(socket)
     Node.allowHalfOpen(socket)
-    const framing = requestFraming(head.rawHeaders, head.httpVersionMinor)
+    const framing = requestFraming(head.rawHeaders, isHttp11(head) ? 1 : 0)
     const framed = framing._tag === "Length" || framing._tag === "Chunked"
     this.request = framed && !Node.framesBodies ? new FramedRequest(head, framing) : head
     const waits = Node.awaitsBody(head, stream, (behind) => {
@@ -66,9 +69,9 @@ export class Http1Exchange extends Exchange {
   }
 
   get obstacle(): Obstacle | undefined {
-    const { headers, httpVersionMinor } = this.request
+    const { headers } = this.request
     // RFC 9110 §7.8: Upgrade MUST be ignored in HTTP/1.0
-    return httpVersionMinor < 1
+    return !isHttp11(this.request)
       ? "HttpVersion"
       : this.isConnect
         ? undefined
@@ -85,19 +88,19 @@ export class Http1Exchange extends Exchange {
 
   /** Whether the connection would persist if this were an ordinary request (RFC 9112 §9.3). */
   private get keepsAlive(): boolean {
-    const { headers, httpVersionMinor } = this.request
-    return httpVersionMinor >= 1
+    const { headers } = this.request
+    return isHttp11(this.request)
       ? !listIncludes(headers.connection, "close")
       : listIncludes(headers.connection, "keep-alive")
   }
 
   /** Whether the app is to see the request. Node makes these checks itself, but not where it emits 'upgrade'. */
   admit(): boolean {
-    const { headers, httpVersionMinor } = this.request
+    const { headers } = this.request
     if (this.response.writableEnded) {
       return false
     }
-    if (httpVersionMinor < 1) {
+    if (!isHttp11(this.request)) {
       return true
     }
     if (headers.host === undefined && this.server.requireHostHeader) {

@@ -26,15 +26,12 @@ const acquire = (exchange: Http1Exchange) =>
     (webSocket) => Effect.sync(() => webSocket.close())
   )
 
-/** The request as the app sees it. */
-export const withUpgrade = (
-  request: HttpServerRequest.HttpServerRequest,
-  exchange: Http1Exchange
-): HttpServerRequest.HttpServerRequest =>
-  Object.create(request, {
-    upgrade: { get: () => Socket.fromWebSocket(acquire(exchange)) },
-    modify: {
-      value: (options: Parameters<HttpServerRequest.HttpServerRequest["modify"]>[0]) =>
-        withUpgrade(request.modify(options), exchange)
-    }
-  })
+/**
+ * Gives the platform's request what its own server would have constructed it with. The field is the platform's own, and
+ * private: it goes along when the request is modified, which a wrapper round the request would have to imitate.
+ */
+export const provideUpgrade = (request: HttpServerRequest.HttpServerRequest, exchange: Http1Exchange): void => {
+  ;(request as unknown as { upgradeEffect: Effect.Effect<Socket.Socket> }).upgradeEffect = Effect.suspend(() =>
+    Socket.fromWebSocket(acquire(exchange))
+  )
+}

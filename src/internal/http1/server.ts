@@ -12,6 +12,7 @@ import type * as HttpServerResponse from "@effect/platform/HttpServerResponse"
 import * as NodeHttpServer from "@effect/platform-node/NodeHttpServer"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import type * as Scope from "effect/Scope"
 import type { Listener } from "../../Connection.js"
 import type { Options } from "../../UpgradeServer.js"
@@ -20,7 +21,7 @@ import { ordinary } from "../exchange.js"
 import { makeHost, type ServerHost } from "../host.js"
 import { exchangeOf, registerExchange, registerHost } from "../requests.js"
 import { Http1Exchange } from "./exchange.js"
-import { withUpgrade } from "./platform.js"
+import { provideUpgrade } from "./platform.js"
 
 type Handler = (request: IncomingMessage, response: ServerResponse) => void
 
@@ -32,26 +33,33 @@ const last = (hook: App.PreResponseHandler) => HttpApp.appendPreResponseHandler(
 
 const ordinaryHook: App.PreResponseHandler = (_request, response) => ordinary(response)
 
-/** Around the app: interruptible, as a route is; its exit is known; the gate is the last hook that its response passes. */
+/**
+ * Around the app: interruptible, as a route is; its exit is known; the gate is the last hook that its response passes.
+ * By a match rather than a finalizer: where this stands nothing is interrupted, and a session that lasts holds less.
+ */
 const gated = <E, R>(app: App.Default<E, R>): App.Default<E, R> =>
   Effect.withFiberRuntime((fiber) => {
     const request = Context.unsafeGet(fiber.currentContext, HttpServerRequest.HttpServerRequest)
     const exchange = exchangeOf(request)
     if (exchange === undefined) {
-      return Effect.onExit(Effect.interruptible(app), () => last(ordinaryHook))
+      return Effect.matchCauseEffect(Effect.interruptible(app), {
+        onFailure: (cause) => Effect.zipRight(last(ordinaryHook), Effect.failCause(cause)),
+        onSuccess: (response) => Effect.as(last(ordinaryHook), response)
+      })
     }
     exchange.fiber = fiber
-    return Effect.onExit(
-      Effect.provideService(
-        Effect.interruptible(app),
-        HttpServerRequest.HttpServerRequest,
-        withUpgrade(request, exchange as Http1Exchange)
-      ),
-      (exit) => {
-        exchange.appEnded(exit)
-        return last((request, response) => exchange.gate(request, response))
+    provideUpgrade(request, exchange as Http1Exchange)
+    const gate: App.PreResponseHandler = (request, response) => exchange.gate(request, response)
+    return Effect.matchCauseEffect(Effect.interruptible(app), {
+      onFailure: (cause) => {
+        exchange.appEnded(Exit.failCause(cause))
+        return Effect.zipRight(last(gate), Effect.failCause(cause))
+      },
+      onSuccess: (response) => {
+        exchange.appEnded(Exit.succeed(response))
+        return Effect.as(last(gate), response)
       }
-    )
+    })
   })
 
 /** Around the serve-level middleware: a response of its own, for which it never asked the app, passes the gate too. */

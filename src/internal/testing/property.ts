@@ -1,0 +1,128 @@
+/**
+ * A property whose run is an effect: tried over random inputs, each run with a time limit of its own, and told in words
+ * where it does not hold.
+ *
+ * @internal
+ */
+import { Buffer } from "node:buffer"
+import * as Cause from "effect/Cause"
+import * as Clock from "effect/Clock"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as FastCheck from "effect/FastCheck"
+import * as Runtime from "effect/Runtime"
+import type * as Scope from "effect/Scope"
+
+/** What did not hold, in a sentence. */
+export class Broken {
+  readonly _tag = "Broken"
+  constructor(readonly reason: string) {}
+}
+
+export const broken = (reason: string): Effect.Effect<never, Broken> => Effect.fail(new Broken(reason))
+
+/** What a run is waiting for, to be told where it waits in vain. */
+export interface Trace {
+  waitsFor: string
+}
+
+export interface Options {
+  readonly numRuns: number
+  readonly seed: number | undefined
+  readonly path: string | undefined
+  readonly timeout: number
+}
+
+export interface Counterexample {
+  readonly reason: string
+  readonly input: ReadonlyArray<string>
+  readonly seed: number
+  readonly path: string | undefined
+}
+
+/** How long a counterexample is made smaller. Where each attempt waits in vain, there is no end to it otherwise. */
+const shrinkMillis = 5_000
+
+export const check = <A>(
+  arbitrary: FastCheck.Arbitrary<A>,
+  show: (input: A) => ReadonlyArray<string>,
+  run: (input: A, trace: Trace) => Effect.Effect<void, Broken, Scope.Scope>,
+  options: Options
+): Effect.Effect<void, Counterexample> =>
+  Effect.flatMap(Effect.runtime<never>(), (runtime) =>
+    Effect.flatMap(
+      Effect.promise((signal) => {
+        let shrinkUntil = Infinity
+        const property = FastCheck.asyncProperty(arbitrary, async (input) => {
+          if (signal.aborted || performance.now() > shrinkUntil) {
+            return
+          }
+          const trace: Trace = { waitsFor: "nothing" }
+          const exit = await Runtime.runPromiseExit(runtime)(
+            limited(Effect.scoped(run(input, trace)), trace, options.timeout),
+            { signal }
+          )
+          if (Exit.isFailure(exit)) {
+            shrinkUntil = Math.min(shrinkUntil, performance.now() + shrinkMillis)
+            throw exit
+          }
+        })
+        const { numRuns, path, seed } = options
+        return FastCheck.check(property, {
+          numRuns,
+          ...(seed === undefined ? {} : { seed }),
+          ...(path === undefined ? {} : { path })
+        })
+      }),
+      (details): Effect.Effect<void, Counterexample> => {
+        if (!details.failed || details.counterexample === null) {
+          return Effect.void
+        }
+        return Effect.fail({
+          reason: reasonOf(details.errorInstance),
+          input: show(details.counterexample[0]),
+          seed: details.seed,
+          path: details.counterexamplePath ?? undefined
+        })
+      }
+    )
+  )
+
+// A TestClock does not move by itself, and real sockets do not wait for it
+const limited = <A, R>(self: Effect.Effect<A, Broken, R>, trace: Trace, millis: number): Effect.Effect<A, Broken, R> =>
+  Effect.withClock(
+    Effect.timeoutFail(self, {
+      duration: millis,
+      onTimeout: () => new Broken(`it waited for ${trace.waitsFor}, and ${millis} ms were over`)
+    }),
+    Clock.make()
+  )
+
+const reasonOf = (thrown: unknown): string => {
+  if (!Exit.isExit(thrown) || Exit.isSuccess(thrown)) {
+    return `the property could not be run: ${thrown}`
+  }
+  const error = Cause.squash(thrown.cause)
+  return error instanceof Broken ? error.reason : `the run failed otherwise: ${Cause.pretty(thrown.cause)}`
+}
+
+const shown = 400
+
+/** Bytes as a string with escapes, cut where they are many. */
+export const quote = (bytes: Uint8Array | string): string => {
+  const text = typeof bytes === "string" ? bytes : Buffer.from(bytes).toString("latin1")
+  return text.length <= shown
+    ? JSON.stringify(text)
+    : `${JSON.stringify(text.slice(0, shown))}... (${text.length} bytes in all)`
+}
+
+/** Two texts from a little before their first difference on. */
+export const difference = (expected: string, came: string): string => {
+  let at = 0
+  while (at < expected.length && expected[at] === came[at]) {
+    at++
+  }
+  const from = Math.max(0, at - 40)
+  const where = from === 0 ? "" : ` from byte ${from} on`
+  return `${quote(came.slice(from))} came${where}, and not ${quote(expected.slice(from))}`
+}
