@@ -173,13 +173,11 @@ const flood = async (run: Running, target: Target): Promise<void> => {
   // A little in each turn of the loop, or the load would keep its own round trips waiting.
   const fill = (): void => {
     for (let i = 0; i < 4; i++) {
-      if (!socket.write(chunk)) {
+      if (run.stopped || !socket.write(chunk)) {
         return
       }
     }
-    if (!run.stopped) {
-      setImmediate(fill)
-    }
+    setImmediate(fill)
   }
   socket.on("drain", fill)
   fill()
@@ -288,10 +286,11 @@ const stop = async (): Promise<void> => {
     socket.end()
   }
   const late = setTimeout(() => {
+    process.stderr.write(`${run.sockets.size} connections did not end within 5 s and are destroyed\n`)
     for (const socket of run.sockets) {
       socket.destroy()
     }
-  }, 1000)
+  }, 5000)
   await Promise.all(sockets.map(closed))
   clearTimeout(late)
 }

@@ -15,7 +15,6 @@
 import * as Http from "node:http"
 import * as Https from "node:https"
 import type { ListenOptions } from "node:net"
-import type { Duplex } from "node:stream"
 import { Server as TlsServer } from "node:tls"
 import type * as Etag from "@effect/platform/Etag"
 import type { HttpClient } from "@effect/platform/HttpClient"
@@ -34,8 +33,8 @@ import type { LazyArg } from "effect/Function"
 import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
 import * as Connection from "./Connection.js"
-import type { ServerHost } from "./internal/host.js"
 import * as internal from "./internal/http1/server.js"
+import { contextOf } from "./internal/http1/services.js"
 
 /**
  * What a server may be told beside Node's own options. All of it may be left out.
@@ -117,44 +116,21 @@ const addressOf = (server: Http.Server): HttpServer.Address => {
       }
 }
 
-interface Opened<IO extends Duplex> {
-  readonly httpServer: HttpServer.HttpServer
-  readonly upgradeServer: Context.Tag.Service<UpgradeServer>
-  readonly listener: Connection.Listener<IO>
-}
-
-const open = <IO extends Duplex>(
-  tag: Context.Tag<any, Connection.Listener<IO>> | undefined,
+const open = (
+  tag: Context.Tag<any, Connection.Listener<any>> | undefined,
   evaluate: LazyArg<Http.Server>,
   options: ListenOptions & Options
-): Effect.Effect<Opened<IO>, ServeError, Scope.Scope> =>
+) =>
   Effect.gen(function* () {
     const server = evaluate()
-    const { host, serve } = yield* internal.open(server, tag ?? tagOf(server), options)
+    const served = yield* internal.open(
+      server,
+      tag ?? (server instanceof TlsServer ? Connection.Tls : Connection.Net),
+      options
+    )
     yield* listening(server, options)
-    const address = addressOf(server)
-    return {
-      httpServer: HttpServer.make({ serve, address }),
-      upgradeServer: serviceOf(host, address),
-      listener: host.listener as Connection.Listener<IO>
-    }
+    return { ...served, address: addressOf(server) }
   })
-
-const tagOf = (server: Http.Server): Context.Tag<any, Connection.Listener<any>> =>
-  server instanceof TlsServer ? Connection.Tls : Connection.Net
-
-const serviceOf = (host: ServerHost, address: HttpServer.Address): Context.Tag.Service<UpgradeServer> => ({
-  address,
-  connections: Effect.sync(() => Array.from(host.connections)),
-  draining: Effect.sync(() => host.draining),
-  drain: host.drain
-})
-
-/** A TLS socket is a socket: what needs `Net` runs over TLS too. */
-const listenerContext = (listener: Connection.Listener<any>): Context.Context<any> => {
-  const context = Context.make(Context.GenericTag<any, any>(listener.key), listener)
-  return listener.key === Connection.Tls.key ? Context.add(context, Connection.Net, listener) : context
-}
 
 const layerOf = (
   tag: Context.Tag<any, Connection.Listener<any>> | undefined,
@@ -163,12 +139,7 @@ const layerOf = (
 ): Layer.Layer<any, ServeError> =>
   Layer.merge(
     Layer.scopedContext(
-      Effect.map(open(tag, evaluate, options), ({ httpServer, listener, upgradeServer }) =>
-        listenerContext(listener).pipe(
-          Context.add(HttpServer.HttpServer, httpServer),
-          Context.add(UpgradeServer, upgradeServer)
-        )
-      )
+      Effect.map(open(tag, evaluate, options), (opened) => contextOf(UpgradeServer, opened, opened.address))
     ),
     NodeHttpServer.layerContext
   )
@@ -186,7 +157,7 @@ export const make = (
   evaluate: LazyArg<Http.Server>,
   options: ListenOptions & Options
 ): Effect.Effect<HttpServer.HttpServer, ServeError, Scope.Scope> =>
-  Effect.map(open(undefined, evaluate, options), ({ httpServer }) => httpServer)
+  Effect.map(open(undefined, evaluate, options), HttpServer.make)
 
 /**
  * A server of Node's own, in place of `NodeHttpServer.layer`: plain (`Connection.Net`) or TLS (`Connection.Tls`).

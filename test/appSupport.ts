@@ -1,5 +1,10 @@
 /** A server round an app, a peer to speak to it, and the three ways of switching as values, for the tests of them all. */
+import { mkdtempSync } from "node:fs"
 import * as Http from "node:http"
+import * as Https from "node:https"
+import type { ListenOptions } from "node:net"
+import { tmpdir } from "node:os"
+import { join } from "node:path"
 import type { Duplex } from "node:stream"
 import * as HttpServer from "@effect/platform/HttpServer"
 import type * as HttpServerRequest from "@effect/platform/HttpServerRequest"
@@ -9,11 +14,14 @@ import type * as Chunk from "effect/Chunk"
 import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
-import type * as Scope from "effect/Scope"
+import * as Queue from "effect/Queue"
+import * as Scope from "effect/Scope"
 import { Connection, Protocol, Upgrade, Upgraded, type UpgradeError, UpgradeServer } from "../src/index.js"
 import * as Peer from "../src/testing/Peer.js"
+import { cert, key } from "./testing/certificate.js"
 
 export interface Served {
   readonly port: number
@@ -27,19 +35,39 @@ export interface Served {
 
 type Listening = UpgradeServer.Provided | Connection.Net
 
-/** Serves what `HttpServer.serve` and its like make of an app, on a free port, for as long as the Scope is open. */
+/** Where a server of the tests listens. */
+export type Kind = "TCP" | "TLS" | "Unix"
+
+export const kinds: ReadonlyArray<Kind> = ["TCP", "TLS", "Unix"]
+
+export interface ServeOptions extends UpgradeServer.Options {
+  readonly kind?: Kind | undefined
+  readonly tls?: Https.ServerOptions | undefined
+}
+
+const listening: Record<Kind, (options: ServeOptions) => readonly [node: Http.Server, options: ListenOptions]> = {
+  TCP: () => [Http.createServer(), { port: 0, host: "127.0.0.1" }],
+  TLS: ({ tls }) => [Https.createServer({ cert, key, ...tls }), { port: 0, host: "127.0.0.1" }],
+  Unix: () => [Http.createServer(), { path: join(mkdtempSync(join(tmpdir(), "effect-upgrade-")), "socket") }]
+}
+
+/** Serves what `HttpServer.serve` and its like make of an app, where nothing else is, for as long as the Scope is open. */
 export const serveLayer = <E>(
   app: Layer.Layer<never, E, Listening>,
-  options: UpgradeServer.Options = {}
+  options: ServeOptions = {}
 ): Effect.Effect<Served, never, Scope.Scope> =>
   Effect.gen(function* () {
-    const node = Http.createServer()
+    const [node, listen] = listening[options.kind ?? "TCP"](options)
+    const { kind: _, tls: __, ...own } = options
     const context = yield* Layer.build(
-      app.pipe(Layer.provideMerge(UpgradeServer.layer(() => node, { port: 0, host: "127.0.0.1", ...options })))
+      app.pipe(Layer.provideMerge(UpgradeServer.layer(() => node, { ...listen, ...own })))
     ).pipe(Effect.orDie)
     const server = Context.get(context, UpgradeServer.UpgradeServer)
-    const { port } = server.address as HttpServer.TcpAddress
-    const connect = Peer.connect({ port })
+    const port = server.address._tag === "TcpAddress" ? server.address.port : 0
+    const connect =
+      server.address._tag === "UnixAddress"
+        ? Peer.connect({ path: server.address.path })
+        : Peer.connect({ port, ...(options.kind === "TLS" ? { tls: { rejectUnauthorized: false } } : {}) })
     const send = (bytes: Uint8Array | string) => Effect.tap(connect, (peer) => peer.send(bytes))
     return { port, node, server, connect, send }
   })
@@ -49,7 +77,7 @@ type Available = HttpServerRequest.HttpServerRequest | Scope.Scope | Listening
 /** Serves a bare app. */
 export const serve = <E, R extends Available>(
   app: Effect.Effect<HttpServerResponse.HttpServerResponse, E, R>,
-  options?: UpgradeServer.Options
+  options?: ServeOptions
 ): Effect.Effect<Served, never, Scope.Scope> => serveLayer(HttpServer.serve(app), options)
 
 export interface Ask {
@@ -178,3 +206,33 @@ export const answering = forms.filter(([name]) => !name.startsWith("upgrade"))
 
 /** Echoes until the peer's FIN. */
 export const echoing: Session = (upgraded) => Upgraded.run(upgraded, (bytes) => Upgraded.writeAll(upgraded, bytes))
+
+export interface Opened {
+  readonly peer: Peer.Peer
+  readonly upgraded: Upgraded.Upgraded<Duplex, "echo">
+  /** Closes the Scope that owns the connection. */
+  readonly close: (exit: Exit.Exit<unknown, unknown>) => Effect.Effect<void>
+}
+
+/** Switched connections by themselves: the peer's end and ours, in a Scope of their own. */
+export const opening = (options?: ServeOptions & { readonly options?: Upgrade.Options }) =>
+  Effect.gen(function* () {
+    const switches =
+      yield* Queue.unbounded<Effect.Effect<Upgraded.Upgraded<Duplex, "echo">, UpgradeError.SwitchError, Scope.Scope>>()
+    const { options: own, ...rest } = options ?? {}
+    const served = yield* serve(
+      Effect.flatMap(Upgrade.respond(echo, own), ([response, upgraded]) =>
+        Effect.as(Queue.offer(switches, upgraded), response)
+      ),
+      rest
+    )
+    const open = (early: Uint8Array | string = ""): Effect.Effect<Opened, Peer.PeerError, Scope.Scope> =>
+      Effect.gen(function* () {
+        const scope = yield* Effect.acquireRelease(Scope.make(), (scope) => Scope.close(scope, Exit.void))
+        const peer = yield* served.send(Buffer.concat([Buffer.from(ask()), Buffer.from(early)]))
+        yield* peer.receiveHead
+        const upgraded = yield* Effect.orDie(Effect.flatten(Queue.take(switches))).pipe(Scope.extend(scope))
+        return { peer, upgraded, close: (exit) => Scope.close(scope, exit) }
+      })
+    return { ...served, open }
+  })

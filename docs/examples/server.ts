@@ -35,11 +35,9 @@ Paste into another terminal:
 Ctrl-C ends it: open sessions get two seconds to finish.`)
 })
 
-const port = Config.integer("PORT").pipe(
-  Config.validate({
-    message: "PORT must be a number from 0 to 65535.",
-    validation: (port) => port >= 0 && port < 65536
-  }),
+const port = Config.nonEmptyString("PORT").pipe(
+  Config.validate({ message: "not a port", validation: (text) => /^\d+$/.test(text) && Number(text) < 65536 }),
+  Config.map(Number),
   Config.withDefault(3000)
 )
 

@@ -68,9 +68,9 @@ export type Obstacle = "NoUpgrade" | "NoConnectionOption" | "HttpVersion"
 
 /** A switch that a handler asked for, until it has taken place or cannot. */
 export class Pending {
-  readonly deferred: Deferred.Deferred<UpgradedImpl, SwitchError> = Deferred.unsafeMake(FiberId.none)
+  private deferred: Deferred.Deferred<UpgradedImpl, SwitchError> | undefined
+  private outcome: Effect.Effect<UpgradedImpl, SwitchError> | undefined
   claimed = false
-  settled = false
   deadline: Deadline | undefined
   /** The fiber that goes on as the session, where it is known before the switch. */
   session: Fiber.RuntimeFiber<any, any> | undefined
@@ -79,10 +79,25 @@ export class Pending {
     /** What the protocol itself puts on the 101, and the handler's own fields: asserted again when the head is written. */
     readonly headers: Headers.Headers,
     readonly fiber: Fiber.RuntimeFiber<any, any>,
-    readonly limits: Partial<Settings>,
+    readonly limits: Partial<Settings> | undefined,
     /** Takes the connection in the name of somebody who need not claim it. */
     readonly onSwitched: ((upgraded: UpgradedImpl) => void) | undefined
   ) {}
+
+  get settled(): boolean {
+    return this.outcome !== undefined
+  }
+
+  settle(outcome: Effect.Effect<UpgradedImpl, SwitchError>): void {
+    this.outcome = outcome
+    if (this.deferred !== undefined) {
+      Deferred.unsafeDone(this.deferred, outcome)
+    }
+  }
+
+  readonly await: Effect.Effect<UpgradedImpl, SwitchError> = Effect.suspend(
+    () => this.outcome ?? Deferred.await((this.deferred ??= Deferred.unsafeMake(FiberId.none)))
+  )
 }
 
 /** What the 101 may not have: the name of the field, or the kind of the body. */
@@ -164,7 +179,9 @@ export abstract class Exchange {
     return this.method === "CONNECT"
   }
 
-  /** Waits until the head of the switch may go out: the request was read whole, and all earlier responses are sent. */
+  /** The head of the switch may go out: the request was read whole, and all earlier responses are sent. */
+  protected abstract readonly isReady: boolean
+  /** Waits for that. */
   protected abstract ready(bodyTimeout: number): Effect.Effect<void, UpgradeTimeout | ConnectionLost>
   /** Writes the head of the switch, and gives the connection when it is out. */
   protected abstract writeSwitch(
@@ -178,6 +195,9 @@ export abstract class Exchange {
   protected abstract readonly hasInput: boolean
   /** Gives up: nothing was answered in time, and nothing can be. */
   protected abstract destroy(): void
+
+  /** The fiber of the whole request has ended: a hook that died, say, leaves nobody to answer. */
+  abstract requestEnded(): void
 
   private undecided(millis: number): void {
     if (this.phase !== "Deciding" || this.appExit !== undefined) {
@@ -207,8 +227,7 @@ export abstract class Exchange {
     if (pending === undefined || pending.settled) {
       return
     }
-    pending.settled = true
-    Deferred.unsafeDone(pending.deferred, Effect.fail(error(pending)))
+    pending.settle(Effect.fail(error(pending)))
   }
 
   /** The app has ended: whatever is answered from now on is the last word. */
@@ -270,20 +289,25 @@ export abstract class Exchange {
         }
         this.phase = "Switching"
         this.decision.cancel()
-        const limits = { ...this.host.settings, ...pending.limits }
-        return restore(this.ready(limits.bodyTimeout)).pipe(
-          Effect.onError(() =>
-            Effect.sync(() => {
-              if (this.phase === "Switching") {
-                this.phase = "Deciding"
-              }
-            })
-          ),
-          Effect.zipRight(
-            this.writeSwitch(protocol, response.statusText ?? protocol.statusText, headers, cookies, limits)
-          ),
-          Effect.map((wire) => this.switched(pending, wire, limits))
+        const limits = pending.limits === undefined ? this.host.settings : { ...this.host.settings, ...pending.limits }
+        const written = Effect.map(
+          this.writeSwitch(protocol, response.statusText ?? protocol.statusText, headers, cookies, limits),
+          (wire) => this.switched(pending, wire, limits)
         )
+        return this.isReady ? written : Effect.zipRight(this.whenReady(restore, limits.bodyTimeout), written)
+      })
+    )
+  }
+
+  private whenReady(
+    restore: <A, E>(effect: Effect.Effect<A, E>) => Effect.Effect<A, E>,
+    bodyTimeout: number
+  ): Effect.Effect<void, UpgradeTimeout | ConnectionLost> {
+    return Effect.onError(restore(this.ready(bodyTimeout)), () =>
+      Effect.sync(() => {
+        if (this.phase === "Switching") {
+          this.phase = "Deciding"
+        }
       })
     )
   }
@@ -307,8 +331,7 @@ export abstract class Exchange {
     host.register(connection)
     wire.watchIdle()
     const upgraded = new UpgradedImpl(connection, wire, pending.protocol.token)
-    pending.settled = true
-    Deferred.unsafeDone(pending.deferred, Effect.succeed(upgraded))
+    pending.settle(Effect.succeed(upgraded))
     if (pending.onSwitched !== undefined) {
       pending.claimed = true
       pending.onSwitched(upgraded)

@@ -88,7 +88,7 @@ export class ServerHost implements Host {
       Duration.isFinite(this.drainTimeout)
         ? Duration.toMillis(this.drainTimeout) === 0
           ? Effect.void
-          : Effect.asVoid(Effect.timeoutOption(this.emptied.await, this.drainTimeout))
+          : Effect.asVoid(Effect.timeoutOption(Effect.interruptible(this.emptied.await), this.drainTimeout))
         : this.emptied.await,
       Effect.suspend(() =>
         Effect.zipRight(

@@ -15,6 +15,7 @@ import * as FiberId from "effect/FiberId"
 import * as FiberRef from "effect/FiberRef"
 import * as FiberRefs from "effect/FiberRefs"
 import { globalValue } from "effect/GlobalValue"
+import * as LogLevel from "effect/LogLevel"
 import * as Option from "effect/Option"
 import * as Runtime from "effect/Runtime"
 import * as RuntimeFlags from "effect/RuntimeFlags"
@@ -27,6 +28,7 @@ import {
   AlreadyUpgraded,
   BodyOn101,
   HandshakeRefused,
+  isConnectionError,
   NotSwitched,
   NotUpgradable,
   ProtocolNotOffered,
@@ -144,9 +146,9 @@ const choose = (
   return protocol
 }
 
-const settingsOf = (options: Options | undefined): Partial<Settings> => {
+const settingsOf = (options: Options | undefined): Partial<Settings> | undefined => {
   if (options === undefined) {
-    return {}
+    return undefined
   }
   const settings: { -readonly [K in keyof Settings]?: Settings[K] } = {}
   for (const name of ["bodyTimeout", "claimTimeout", "closeTimeout", "idleTimeout", "writeTimeout"] as const) {
@@ -260,7 +262,7 @@ export const claim = ({ exchange, pending }: Begun): Effect.Effect<UpgradedImpl,
       }
       pending.claimed = true
       pending.deadline?.cancel()
-      return Effect.onInterrupt(restore(Deferred.await(pending.deferred)), () =>
+      return Effect.onInterrupt(restore(pending.await), () =>
         Effect.sync(() => {
           // Nobody has it: it may be claimed again.
           pending.claimed = false
@@ -276,6 +278,7 @@ interface Boundary {
     readonly hooks: Option.Option<HttpApp.PreResponseHandler>
   }>
   crossed: boolean
+  protocol: string
 }
 
 const currentBoundary: FiberRef.FiberRef<Boundary | undefined> = globalValue(
@@ -349,12 +352,13 @@ const cross = (
   restore: Restore
 ): Effect.Effect<UpgradedImpl, UpgradeError> => {
   boundary.crossed = true
+  boundary.protocol = begun.pending.protocol.token
   Deferred.unsafeDone(
     boundary.answered,
     Effect.succeed({ response: begun.response, hooks: fiber.getFiberRef(HttpApp.currentPreResponseHandlers) })
   )
   begun.pending.session = fiber
-  return restore(Deferred.await(begun.pending.deferred)).pipe(
+  return restore(begun.pending.await).pipe(
     // Somebody round the route answered in its place: there is nothing to go on with.
     Effect.catchTag("NotSwitched", () => Effect.interrupt)
   )
@@ -371,13 +375,11 @@ export const session = <E, R>(
     Effect.gen(function* () {
       const requestScope = yield* Effect.scope
       const scope = yield* Scope.make()
-      const boundary: Boundary = { answered: Deferred.unsafeMake(FiberId.none), crossed: false }
+      const boundary: Boundary = { answered: Deferred.unsafeMake(FiberId.none), crossed: false, protocol: "" }
       const fiber = yield* restore(Scope.extend(handler, scope)).pipe(
         Effect.onExit((exit) => (boundary.crossed ? Scope.close(scope, exit) : Effect.void)),
         Effect.tapErrorCause((cause) =>
-          boundary.crossed && !Cause.isInterruptedOnly(cause)
-            ? Effect.logError("A session failed after the switch.", cause)
-            : Effect.void
+          boundary.crossed && !Cause.isInterruptedOnly(cause) ? logFailure(boundary.protocol, cause) : Effect.void
         ),
         Effect.locally(currentBoundary, boundary),
         Effect.forkDaemon
@@ -463,9 +465,18 @@ const runSession = <E>(
   })
 }
 
+/** That a peer went is nothing that the program did wrong. */
+const levelOf = (cause: Cause.Cause<unknown>): LogLevel.LogLevel => {
+  const failure = Cause.failureOption(cause)
+  return failure._tag === "Some" && isConnectionError(failure.value) ? LogLevel.Debug : LogLevel.Error
+}
+
+const logFailure = (protocol: string, cause: Cause.Cause<unknown>): Effect.Effect<void> =>
+  Effect.logWithLevel(levelOf(cause), `The ${protocol} session failed.`, cause)
+
 const reported = <E>(upgraded: UpgradedImpl, cause: Cause.Cause<E>, onFailure: OnFailure<E>): Effect.Effect<unknown> =>
   Effect.zipRight(
-    Effect.logError(`A ${upgraded.protocol} session failed.`, cause),
+    logFailure(upgraded.protocol, cause),
     onFailure === undefined ? Effect.void : Effect.exit(onFailure(cause) as Effect.Effect<unknown>)
   )
 

@@ -39,10 +39,11 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as FastCheck from "effect/FastCheck"
 import type * as Scope from "effect/Scope"
-import { type Broken, broken, check, difference, quote, type Trace } from "../internal/testing/property.js"
-import { type Answer, connecting, Reader } from "../internal/testing/reader.js"
+import { type Broken, broken, check, quote, type Trace } from "../internal/testing/property.js"
+import * as received from "../internal/testing/received.js"
+import * as sent from "../internal/testing/sent.js"
 import * as Unhandled from "../internal/testing/unhandled.js"
-import * as Arbitrary from "./Arbitrary.js"
+import type * as Arbitrary from "./Arbitrary.js"
 import type * as Peer from "./Peer.js"
 
 /**
@@ -167,190 +168,15 @@ export class LawBroken extends Data.TaggedError("LawBroken")<{
  */
 export type Law = (target: Target, options?: Options) => Effect.Effect<void, LawBroken>
 
-// ------------------------------------------------------------------------------------------------------ what is sent
-
-type Sent = Arbitrary.Request
-
-/** Bytes, and where they are split. */
-interface Split {
-  readonly bytes: Uint8Array
-  readonly at: ReadonlyArray<number>
-}
-
-const ascii = (text: string): Uint8Array => Buffer.from(text, "latin1")
-
-const listOf = (requests: Requests): ReadonlyArray<Request> =>
-  (Array.isArray(requests) ? (requests as ReadonlyArray<string | Request>) : [requests as string | Request]).map(
-    (request) => (typeof request === "string" ? { path: request } : request)
-  )
-
-const noBody: Arbitrary.Body = { headers: [], bytes: new Uint8Array(0), content: new Uint8Array(0), trailers: [] }
-
-const withBody = new Set(["POST", "PUT", "PATCH"])
-
-const oneOf = (
-  requests: Requests,
-  fields: FastCheck.Arbitrary<ReadonlyArray<Arbitrary.Field>>
-): FastCheck.Arbitrary<Sent> =>
-  FastCheck.oneof(
-    ...listOf(requests).map(({ body, headers = [], method = "GET", path }) =>
-      Arbitrary.request({
-        methods: [method],
-        target: FastCheck.constant(path),
-        headers: fields.map((fields) => [...headers, ...fields]),
-        body:
-          (body ?? withBody.has(method))
-            ? FastCheck.oneof({ withCrossShrink: true }, FastCheck.constant(noBody), Arbitrary.body())
-            : FastCheck.constant(noBody)
-      })
-    )
-  )
-
-// In use with protocols of their own: a server may take them before the target's
-const taken = new Set(["websocket", "echo"])
-
-/** The fields of a request that offers the protocol, sometimes among others. */
-const offering = (protocol: string): FastCheck.Arbitrary<ReadonlyArray<Arbitrary.Field>> => {
-  const [name = protocol, version] = protocol.split("/")
-  const others = FastCheck.array(
-    Arbitrary.offer.filter((other) => !taken.has(other.name.toLowerCase()) && other.name !== name),
-    { maxLength: 3 }
-  )
-  return Arbitrary.upgradeFields(
-    Arbitrary.upgrade(
-      FastCheck.tuple(others, FastCheck.nat({ max: 3 })).map(([others, at]) => [
-        ...others.slice(0, at),
-        { name, version, token: protocol },
-        ...others.slice(at)
-      ])
-    )
-  )
-}
-
-/** The fields of a request that offers something, of which nothing may come. */
-const offeringAny = (protocol: string): FastCheck.Arbitrary<ReadonlyArray<Arbitrary.Field>> =>
-  FastCheck.oneof(Arbitrary.upgradeFields(), offering(protocol))
-
-const offeringNothing: FastCheck.Arbitrary<ReadonlyArray<Arbitrary.Field>> = FastCheck.constant([])
-
-/** Bytes of the other protocol: few and of any value, many, or those of a request, which must not be read as one. */
-const payload = (target: Target): FastCheck.Arbitrary<Uint8Array> =>
-  FastCheck.oneof(
-    { withCrossShrink: true },
-    { weight: 6, arbitrary: Arbitrary.payload(64) },
-    { weight: 2, arbitrary: oneOf(target.ordinary, offeringNothing).map(({ bytes }) => bytes) },
-    { weight: 1, arbitrary: FastCheck.integer({ min: 1000, max: 200_000 }).map(pattern) }
-  )
-
-/** Bytes that repeat late, so that each place in them is recognised. */
-const pattern = (length: number): Uint8Array => {
-  const bytes = Buffer.alloc(length)
-  for (let i = 0; i < length; i++) {
-    bytes[i] = (i % 251) ^ (i >> 11)
-  }
-  return bytes
-}
-
-const splitted = (bytes: Uint8Array): FastCheck.Arbitrary<Split> =>
-  Arbitrary.splits(bytes.length).map((at) => ({ bytes, at }))
-
-const splitsOf = (...pieces: ReadonlyArray<Uint8Array>): FastCheck.Arbitrary<Split> => splitted(Buffer.concat(pieces))
-
-const showSent = ({ at, bytes }: Split): string =>
-  `sends ${quote(bytes)}${at.length === 0 ? "" : at.length > 20 ? ", every byte alone" : `, split before the bytes ${at.join(", ")}`}`
-
-/** The same request, without its Upgrade field. */
-const withoutUpgrade = ({ bytes }: Sent): Uint8Array => {
-  const text = Buffer.from(bytes).toString("latin1")
-  const end = text.indexOf("\r\n\r\n")
-  const lines = text.slice(0, end).split("\r\n")
-  return ascii(lines.filter((line) => !/^upgrade:/i.test(line)).join("\r\n") + text.slice(end))
-}
-
-// -------------------------------------------------------------------------------------------------- what is received
-
-const connected = (target: Target, trace: Trace): Effect.Effect<Reader, Broken, Scope.Scope> => {
-  trace.waitsFor = "a connection"
-  return Effect.map(connecting(target.connect), (peer) => new Reader(peer, trace))
-}
-
-const sent = (reader: Reader, { at, bytes }: Split): Effect.Effect<void> => reader.peer.sendSplit(bytes, at)
-
-/** Sends, and receives at the same time: what is sent may be more than the way holds. */
-const meanwhile = <A, E>(send: Effect.Effect<void>, receive: Effect.Effect<A, E>): Effect.Effect<A, E> =>
-  Effect.zipRight(send, receive, { concurrent: true })
-
-/** The answers to these requests, each sent when the one before is answered. */
-const answersTo = (
-  target: Target,
-  trace: Trace,
-  requests: ReadonlyArray<{ readonly method: string; readonly bytes: Uint8Array }>
-): Effect.Effect<ReadonlyArray<Answer>, Broken> =>
-  Effect.scoped(
-    Effect.flatMap(connected(target, trace), (reader) =>
-      Effect.forEach(requests, ({ bytes, method }) =>
-        meanwhile(reader.peer.send(bytes), reader.answer(method, "the answer to a request by itself"))
-      )
-    )
-  )
-
-const expectAnswers = (
-  reader: Reader,
-  requests: ReadonlyArray<Sent>,
-  answers: ReadonlyArray<Answer>
-): Effect.Effect<void, Broken> =>
-  Effect.forEach(
-    requests,
-    ({ method, target }, i) => {
-      const name = `the answer to request ${i + 1}, ${method} ${target}`
-      return Effect.flatMap(reader.answer(method, name), ({ text }) =>
-        text === answers[i]!.text
-          ? Effect.void
-          : broken(`${difference(answers[i]!.text, text)}, where ${name} should be`)
-      )
-    },
-    { discard: true }
-  )
-
-const expectSwitch = (reader: Reader): Effect.Effect<void, Broken> =>
-  Effect.flatMap(reader.answer("GET", "the 101"), ({ head }) =>
-    head.status !== 101
-      ? broken(`the answer was ${head.status} ${head.statusText}, and not 101`)
-      : "content-length" in head.headers || "transfer-encoding" in head.headers
-        ? broken(`the 101 frames content, which it cannot have: ${quote(head.raw)}`)
-        : Effect.void
-  )
-
-const expectEcho = (reader: Reader, bytes: Uint8Array): Effect.Effect<void, Broken> =>
-  reader.expect(bytes, `the echo of ${bytes.length} bytes`)
-
-const turn = Effect.async<void>((resume) => {
-  setImmediate(() => resume(Effect.void))
-})
-
-/** Done when nothing is open at the server any more. */
-const allClosed = (target: Target, trace: Trace): Effect.Effect<void> => {
-  const { open } = target
-  if (open === undefined) {
-    return Effect.void
-  }
-  const wait: Effect.Effect<void> = Effect.flatMap(open, (count) => {
-    trace.waitsFor = `what is open at the server (${count}) to close`
-    return count === 0 ? Effect.void : Effect.zipRight(turn, wait)
-  })
-  return wait
-}
-
-// ------------------------------------------------------------------------------------------------------------ the laws
-
-const law = <A>(
-  name: string,
-  arbitrary: (target: Target) => FastCheck.Arbitrary<A>,
-  show: (input: A) => ReadonlyArray<string>,
-  run: (target: Target, input: A, trace: Trace) => Effect.Effect<void, Broken, Scope.Scope>,
-  runsOf: (numRuns: number) => number = (numRuns) => numRuns
-) => {
-  return (target: Target, options: Options = {}): Effect.Effect<void, LawBroken> =>
+const law =
+  <A>(
+    name: string,
+    arbitrary: (target: Target) => FastCheck.Arbitrary<A>,
+    show: (input: A) => ReadonlyArray<string>,
+    run: (target: Target, input: A, trace: Trace) => Effect.Effect<void, Broken, Scope.Scope>,
+    runsOf: (numRuns: number) => number = (numRuns) => numRuns
+  ): Law =>
+  (target, options = {}) =>
     Effect.suspend(() =>
       check(arbitrary(target), show, (input, trace) => run(target, input, trace), {
         numRuns: runsOf(options.numRuns ?? 100),
@@ -359,7 +185,6 @@ const law = <A>(
         timeout: Duration.toMillis(options.timeout ?? 5_000)
       })
     ).pipe(Effect.mapError((counterexample) => new LawBroken({ law: name, ...counterexample })))
-}
 
 /**
  * 1. What follows the request on the wire, split anywhere, is read after the switch exactly once and in order. Nothing of
@@ -372,16 +197,25 @@ export const bytes: Law = law(
   "bytes",
   (target) =>
     FastCheck.tuple(
-      oneOf(target.switched, offering(target.protocol)),
-      payload(target),
-      payload(target).chain(splitted)
-    ).chain(([request, early, late]) => splitsOf(request.bytes, early).map((first) => ({ first, early, late }))),
-  ({ first, late }) => [showSent(first), "waits for the 101", showSent(late), "ends when all has come back"],
+      sent.oneOf(target.switched, sent.offering(target.protocol)),
+      sent.payload(target),
+      sent.splits,
+      sent.payload(target),
+      sent.splits
+    ).map(([request, early, splitFirst, late, splitLate]) => ({
+      early,
+      first: splitFirst(request.bytes, early),
+      late: splitLate(late)
+    })),
+  ({ first, late }) => [sent.show(first), "reads the 101 and the echo", sent.show(late), "reads the echo, and ends"],
   (target, { early, first, late }, trace) =>
     Effect.gen(function* () {
-      const reader = yield* connected(target, trace)
-      yield* meanwhile(sent(reader, first), Effect.zipRight(expectSwitch(reader), expectEcho(reader, early)))
-      yield* meanwhile(sent(reader, late), expectEcho(reader, late.bytes))
+      const reader = yield* received.connected(target, trace)
+      yield* received.meanwhile(
+        received.send(reader, first),
+        Effect.zipRight(received.expectSwitch(reader), received.expectEcho(reader, early))
+      )
+      yield* received.meanwhile(received.send(reader, late), received.expectEcho(reader, late.bytes))
       yield* reader.peer.end
       yield* reader.end("behind the last byte of the echo")
     })
@@ -400,26 +234,29 @@ export const oneAnswer: Law = law(
   "oneAnswer",
   (target) =>
     FastCheck.tuple(
-      FastCheck.array(oneOf(target.ordinary, FastCheck.oneof(offeringNothing, offeringAny(target.protocol))), {
-        minLength: 1,
-        maxLength: 4
-      }),
-      oneOf(target.switched, offering(target.protocol)),
-      payload(target)
-    ).chain(([requests, request, early]) =>
-      splitsOf(...requests.map(({ bytes }) => bytes), request.bytes, early).map((all) => ({ requests, early, all }))
-    ),
-  ({ all }) => [showSent(all), "ends when all is answered"],
+      FastCheck.array(
+        sent.oneOf(target.ordinary, FastCheck.oneof(sent.offeringNothing, sent.offeringAny(target.protocol))),
+        { minLength: 1, maxLength: 4 }
+      ),
+      sent.oneOf(target.switched, sent.offering(target.protocol)),
+      sent.payload(target),
+      sent.splits
+    ).map(([requests, request, early, split]) => ({
+      requests,
+      early,
+      all: split(...requests.map(({ bytes }) => bytes), request.bytes, early)
+    })),
+  ({ all }) => [sent.show(all), "reads the answers, the 101 and the echo, and ends"],
   (target, { all, early, requests }, trace) =>
     Effect.gen(function* () {
-      const answers = yield* answersTo(target, trace, requests)
-      const reader = yield* connected(target, trace)
-      yield* meanwhile(
-        sent(reader, all),
+      const answers = yield* received.answersTo(target, trace, requests)
+      const reader = yield* received.connected(target, trace)
+      yield* received.meanwhile(
+        received.send(reader, all),
         Effect.gen(function* () {
-          yield* expectAnswers(reader, requests, answers)
-          yield* expectSwitch(reader)
-          yield* expectEcho(reader, early)
+          yield* received.expectAnswers(reader, requests, answers)
+          yield* received.expectSwitch(reader)
+          yield* received.expectEcho(reader, early)
         })
       )
       yield* reader.peer.end
@@ -434,30 +271,389 @@ export const oneAnswer: Law = law(
  * @since 0.1.0
  * @category laws
  */
-export const noBodyOn101: Law = law(
-  "noBodyOn101",
+export const noBody: Law = law(
+  "noBody",
   (target) => {
-    const switched = oneOf(target.switched, offering(target.protocol)).map((request) => ({ request, bodied: false }))
+    const switched = sent
+      .oneOf(target.switched, sent.offering(target.protocol))
+      .map((request) => ({ request, bodied: false }))
     const bodied =
       target.bodied === undefined
         ? []
-        : [oneOf(target.bodied, offering(target.protocol)).map((request) => ({ request, bodied: true }))]
-    return FastCheck.oneof(switched, ...bodied).chain(({ bodied, request }) =>
-      splitsOf(request.bytes).map((all) => ({ request, all, bodied }))
-    )
+        : [sent.oneOf(target.bodied, sent.offering(target.protocol)).map((request) => ({ request, bodied: true }))]
+    return FastCheck.tuple(FastCheck.oneof(switched, ...bodied), sent.splits).map(([{ bodied, request }, split]) => ({
+      request,
+      all: split(request.bytes),
+      bodied
+    }))
   },
-  ({ all }) => [showSent(all), "ends"],
+  ({ all }) => [sent.show(all), "reads the answer, and ends"],
   (target, { all, bodied, request }, trace) =>
     Effect.gen(function* () {
-      const reader = yield* connected(target, trace)
-      if (bodied) {
-        const { head } = yield* meanwhile(sent(reader, all), reader.answer(request.method))
-        return yield* head.status < 500
-          ? broken(`the answer was ${head.status} ${head.statusText}, and not a 5xx: ${quote(head.raw)}`)
-          : Effect.void
+      const reader = yield* received.connected(target, trace)
+      const sending = received.send(reader, all)
+      if (!bodied) {
+        yield* received.meanwhile(sending, received.expectSwitch(reader))
+        yield* reader.peer.end
+        return yield* reader.end("behind the 101, where the session wrote nothing")
       }
-      yield* meanwhile(sent(reader, all), expectSwitch(reader))
-      yield* reader.peer.end
-      yield* reader.end("behind the 101 of a session that wrote nothing")
+      const { head } = yield* received.meanwhile(sending, reader.answer(request.method))
+      if (head.status < 500) {
+        yield* broken(`the answer was ${head.status} ${head.statusText}, and not a 5xx: ${quote(head.raw)}`)
+      }
     })
 )
+
+type Unswitched =
+  | { readonly _tag: "Ignored"; readonly requests: ReadonlyArray<Arbitrary.Request>; readonly all: sent.Split }
+  | { readonly _tag: "Refused"; readonly request: Arbitrary.Request; readonly all: sent.Split }
+  | { readonly _tag: "Connect"; readonly all: sent.Split }
+
+const connectRequest = Buffer.from("CONNECT example.com:443 HTTP/1.1\r\nHost: example.com:443\r\n\r\n")
+
+/**
+ * 4. A request whose Upgrade is not acted on is answered byte for byte as if it had not asked (Date aside), its body
+ * read, the connection kept, and the requests behind it served. One that is refused closes the connection where bytes
+ * lie behind it, which may be the other protocol's; and CONNECT without a tunnel is answered, but never with a 2xx.
+ *
+ * @since 0.1.0
+ * @category laws
+ */
+export const ignoredUpgrade: Law = law(
+  "ignoredUpgrade",
+  (target) => {
+    const { ordinary, protocol, refused } = target
+    const behind = sent.oneOf(ordinary, sent.offeringNothing)
+    const ignored: FastCheck.Arbitrary<Unswitched> = FastCheck.tuple(
+      FastCheck.array(sent.oneOf(ordinary, sent.offeringAny(protocol)), { minLength: 1, maxLength: 4 }),
+      sent.splits
+    ).map(([requests, split]) => ({ _tag: "Ignored", requests, all: split(...requests.map(({ bytes }) => bytes)) }))
+    const others: Array<FastCheck.Arbitrary<Unswitched>> = []
+    if (refused !== undefined) {
+      others.push(
+        FastCheck.tuple(sent.oneOf(refused, sent.offering(protocol)), behind).map(([request, { bytes }]) => ({
+          _tag: "Refused",
+          request,
+          all: sent.whole(request.bytes, bytes)
+        }))
+      )
+    }
+    if (target.tunnels !== true) {
+      others.push(
+        FastCheck.tuple(behind, sent.splits).map(([{ bytes }, split]) => ({
+          _tag: "Connect",
+          all: split(connectRequest, bytes)
+        }))
+      )
+    }
+    return FastCheck.oneof({ weight: 4, arbitrary: ignored }, ...others)
+  },
+  ({ all }) => [sent.show(all), "reads the answers"],
+  (target, input, trace) =>
+    Effect.gen(function* () {
+      if (input._tag === "Ignored") {
+        const answers = yield* received.answersTo(target, trace, input.requests.map(sent.withoutUpgrade))
+        const reader = yield* received.connected(target, trace)
+        yield* received.meanwhile(
+          received.send(reader, input.all),
+          received.expectAnswers(reader, input.requests, answers)
+        )
+        return
+      }
+      const reader = yield* received.connected(target, trace)
+      const { head } = yield* received.meanwhile(
+        received.send(reader, input.all),
+        reader.answer(input._tag === "Refused" ? input.request.method : "CONNECT")
+      )
+      if (head.status < 400) {
+        yield* broken(`the answer was ${head.status} ${head.statusText}, and not an error: ${quote(head.raw)}`)
+      }
+      const rest = yield* reader.rest
+      if (rest.length > 0) {
+        yield* broken(`${quote(rest)} came behind the ${head.status}: what followed the request was read as HTTP`)
+      }
+    })
+)
+
+type Leaving = "ends" | "resets the connection" | "goes away"
+
+/**
+ * 5. When a session has ended, whoever ended it, nothing of it is left: the server ends the connection too, and what the
+ * target counts as `open` comes down to 0. A session that ended by itself (`closing`) has all that it wrote received,
+ * whatever the peer was sending.
+ *
+ * @since 0.1.0
+ * @category laws
+ */
+export const scope: Law = law(
+  "scope",
+  (target) => {
+    const session = FastCheck.record({
+      request: sent.oneOf(target.switched, sent.offering(target.protocol)),
+      bytes: sent.payload(target),
+      leaving: FastCheck.constantFrom<Array<Leaving>>("ends", "resets the connection", "goes away"),
+      after: FastCheck.nat({ max: 20 })
+    }).map(({ after, bytes, leaving, request }) => ({
+      all: sent.whole(request.bytes, bytes),
+      leaving,
+      after,
+      says: undefined
+    }))
+    const { closing } = target
+    return closing === undefined
+      ? session
+      : FastCheck.oneof(
+          { weight: 3, arbitrary: session },
+          FastCheck.tuple(sent.oneOf(closing.request, sent.offering(target.protocol)), sent.many).map(
+            ([request, bytes]) => ({
+              all: sent.whole(request.bytes, bytes),
+              leaving: "ends" as const,
+              after: 0,
+              says: Buffer.from(closing.says)
+            })
+          )
+        )
+  },
+  ({ after, all, leaving, says }) => [
+    sent.show(all),
+    says === undefined ? `${leaving} after ${after} turns of the event loop` : "reads until the server ends"
+  ],
+  (target, { after, all, leaving, says }, trace) =>
+    Effect.zipRight(
+      Effect.scoped(
+        Effect.gen(function* () {
+          const reader = yield* received.connected(target, trace)
+          const sending = received.send(reader, all)
+          if (says !== undefined) {
+            return yield* received.meanwhile(
+              sending,
+              Effect.gen(function* () {
+                yield* received.expectSwitch(reader)
+                yield* reader.expect(says, "what the session writes")
+                yield* reader.end("behind what the session writes")
+              })
+            )
+          }
+          if (leaving === "ends") {
+            return yield* received.meanwhile(Effect.zipRight(sending, reader.peer.end), reader.rest)
+          }
+          yield* Effect.forkScoped(sending)
+          yield* received.turns(after)
+          if (leaving === "resets the connection") {
+            yield* reader.peer.reset
+          }
+        })
+      ),
+      received.allClosed(target, trace)
+    )
+)
+
+/**
+ * 6. A reset, a FIN or garbage at any byte of the exchange ends this connection at most: no uncaught exception, no
+ * unhandled rejection (as far as the server runs in this process), nothing left open, and the next request is answered.
+ *
+ * While it is tried, nobody else hears of uncaught exceptions and unhandled rejections.
+ *
+ * @since 0.1.0
+ * @category laws
+ */
+export const hostilePeers: Law = (target, options) =>
+  Effect.scoped(
+    Effect.gen(function* () {
+      const unhandled = yield* Unhandled.watch
+      yield* hostile(unhandled)(target, options)
+    })
+  )
+
+const hostile = (unhandled: Effect.Effect<ReadonlyArray<string>>): Law =>
+  law(
+    "hostilePeers",
+    (target) =>
+      FastCheck.record({
+        before: FastCheck.array(sent.oneOf(target.ordinary, sent.offeringNothing), { maxLength: 1 }),
+        request: sent.oneOf(target.switched, sent.offering(target.protocol)),
+        bytes: sent.payload(target),
+        probe: sent.oneOf(target.ordinary, sent.offeringNothing),
+        resets: FastCheck.boolean(),
+        cut: sent.place,
+        inHead: FastCheck.boolean(),
+        garbage: FastCheck.option(FastCheck.tuple(sent.place, FastCheck.uint8Array({ maxLength: 8 })), {
+          freq: 2,
+          nil: undefined
+        }),
+        split: sent.splits
+      }).map(({ before, bytes, cut, garbage, inHead, probe, request, resets, split }) => {
+        const whole = Buffer.concat([...before.map(({ bytes }) => bytes), request.bytes, bytes])
+        // The offsets in the heads are the interesting ones
+        const most = inHead ? Math.min(whole.length, 1000) : whole.length
+        const all = whole.subarray(0, cut(most + 1))
+        if (garbage !== undefined) {
+          const at = garbage[0](all.length)
+          all.set(garbage[1].subarray(0, all.length - at), at)
+        }
+        return { all: split(all), probe, resets }
+      }),
+    ({ all, resets }) => [
+      sent.show(all),
+      resets ? "resets the connection" : "ends, and reads until the server does",
+      "sends an ordinary request on a new connection"
+    ],
+    (target, { all, probe, resets }, trace) =>
+      Effect.gen(function* () {
+        yield* Effect.scoped(
+          Effect.gen(function* () {
+            const reader = yield* received.connected(target, trace)
+            const sending = received.send(reader, all)
+            if (resets) {
+              // It may never be taken whole: nobody reads the echo
+              yield* Effect.race(
+                sending,
+                received.settled(() => reader.peer.socket.writableLength)
+              )
+              yield* reader.peer.reset
+            } else {
+              yield* received.meanwhile(Effect.zipRight(sending, reader.peer.end), reader.rest)
+            }
+          })
+        )
+        yield* received.allClosed(target, trace)
+        yield* received.answersTo(target, trace, [probe])
+        const [error] = yield* unhandled
+        if (error !== undefined) {
+          yield* broken(`there was an ${error}`)
+        }
+      })
+  )
+
+const kibibytes = (bytes: number) => `${Math.round(bytes / 1024)} KiB`
+
+/** A connection's buffers, both ways. */
+const buffers = 256 * 1024
+
+/** What the peer holds itself: it reads ahead. */
+const readAhead = 128 * 1024
+
+/**
+ * 7. A reader that stops stops the sender: a peer that sends and does not read is stopped when 256 KiB and what the
+ * transport holds are on their way, and nothing of it is lost when it reads on.
+ *
+ * @since 0.1.0
+ * @category laws
+ */
+export const boundedMemory: Law = law(
+  "boundedMemory",
+  (target) =>
+    FastCheck.record({
+      request: sent.oneOf(target.switched, sent.offering(target.protocol)),
+      piece: FastCheck.constantFrom(64, 4, 16, 63).map((kibibytes) => kibibytes * 1024)
+    }),
+  ({ piece, request }) => [
+    sent.show(sent.whole(request.bytes)),
+    `sends pieces of ${piece} bytes and reads nothing until it is stopped`,
+    "reads it all"
+  ],
+  (target, { piece, request }, trace) =>
+    Effect.gen(function* () {
+      const bound = buffers + readAhead + (target.transport ?? 256 * 1024)
+      const count = Math.ceil((bound + 1024 * 1024) / piece)
+      const reader = yield* received.connected(target, trace)
+      yield* received.meanwhile(reader.peer.send(request.bytes), received.expectSwitch(reader))
+      let taken = 0
+      const flood = Effect.forEach(
+        Array.from({ length: count }, (_, i) => i),
+        (i) =>
+          Effect.map(reader.peer.send(sent.pattern(piece, i * piece)), () => {
+            taken += piece
+          }),
+        { discard: true }
+      )
+      yield* received.meanwhile(
+        flood,
+        Effect.gen(function* () {
+          trace.waitsFor = "the server to take no more"
+          yield* received.settled(() => taken)
+          if (taken > bound) {
+            yield* broken(`${kibibytes(taken)} were taken from a peer that reads nothing, and not ${kibibytes(bound)}`)
+          }
+          for (let i = 0; i < count; i++) {
+            yield* reader.expect(sent.pattern(piece, i * piece), `piece ${i + 1} of the echo`)
+          }
+        })
+      )
+    }),
+  (numRuns) => Math.ceil(numRuns / 50)
+)
+
+/**
+ * 8. A FIN ends one direction, and the other goes on: what was sent before the peer's FIN is echoed after it, and a
+ * session that has ended its side (`ending`) reads what comes until the peer's.
+ *
+ * @since 0.1.0
+ * @category laws
+ */
+export const halfClose: Law = law(
+  "halfClose",
+  (target) => {
+    const { ending, protocol, switched } = target
+    const inputOf = (request: FastCheck.Arbitrary<Arbitrary.Request>, ends: boolean) =>
+      FastCheck.tuple(request, sent.payload(target), sent.splits, FastCheck.boolean()).map(
+        ([request, bytes, split, atOnce]) => ({ request, bytes: split(bytes), atOnce, ends })
+      )
+    const peerEnds = inputOf(sent.oneOf(switched, sent.offering(protocol)), false)
+    return ending === undefined
+      ? peerEnds
+      : FastCheck.oneof(peerEnds, inputOf(sent.oneOf(ending.request, sent.offering(protocol)), true))
+  },
+  ({ atOnce, bytes, ends, request }) => [
+    sent.show(sent.whole(request.bytes)),
+    ...(ends ? ["reads the 101 and the FIN"] : atOnce ? [] : ["reads the 101"]),
+    sent.show(bytes),
+    "ends",
+    ...(ends ? [] : [`reads ${atOnce ? "the 101, " : ""}the echo and the FIN`])
+  ],
+  (target, { atOnce, bytes, ends, request }, trace) =>
+    Effect.gen(function* () {
+      const reader = yield* received.connected(target, trace)
+      const { peer } = reader
+      const last = Effect.zipRight(received.send(reader, bytes), peer.end)
+      if (ends) {
+        yield* received.meanwhile(peer.send(request.bytes), received.expectSwitch(reader))
+        yield* reader.end("of a session that ends at once")
+        yield* last
+        trace.waitsFor = "the session to read until the FIN"
+        const read = Buffer.from(yield* target.ending!.read)
+        return yield* read.equals(bytes.bytes)
+          ? Effect.void
+          : broken(`the session read ${quote(read)}, and not ${quote(bytes.bytes)}`)
+      }
+      const echoed = Effect.zipRight(
+        received.expectEcho(reader, bytes.bytes),
+        reader.end("behind the last byte of the echo")
+      )
+      if (atOnce) {
+        return yield* received.meanwhile(
+          Effect.zipRight(peer.send(request.bytes), last),
+          Effect.zipRight(received.expectSwitch(reader), echoed)
+        )
+      }
+      yield* received.meanwhile(peer.send(request.bytes), received.expectSwitch(reader))
+      yield* received.meanwhile(last, echoed)
+    })
+)
+
+/**
+ * All laws by their names, to make a test of each.
+ *
+ * @since 0.1.0
+ * @category laws
+ */
+export const laws = { bytes, oneAnswer, noBody, ignoredUpgrade, scope, hostilePeers, boundedMemory, halfClose }
+
+/**
+ * All laws, one after the other, up to the first that is broken.
+ *
+ * @since 0.1.0
+ * @category laws
+ */
+export const all: Law = (target, options) =>
+  Effect.forEach(Object.values(laws), (law) => law(target, options), { discard: true })

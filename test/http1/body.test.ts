@@ -39,6 +39,8 @@ const respondingFirst: App = Effect.gen(function* () {
   const body = yield* Deferred.make<string>()
   const [response, upgraded] = yield* Upgrade.respond(raw)
   yield* Effect.forkDaemon(Effect.flatMap(Effect.orDie(request.text), (text) => Deferred.succeed(body, text)))
+  // The reader has begun before the response is returned: from then on, what nobody reads is discarded
+  yield* Effect.yieldNow()
   yield* Effect.forkDaemon(
     Effect.scoped(
       Effect.gen(function* () {

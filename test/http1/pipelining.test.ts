@@ -86,7 +86,7 @@ describe.each(kinds)("over %s", (kind) => {
   )
 
   // More than the system's buffers hold
-  const large = 8 * 1024 * 1024
+  const large = 4 * 1024 * 1024
 
   it.scoped.each([
     ["in one piece", Effect.succeed(HttpServerResponse.uint8Array(Buffer.alloc(large, "x")))],
@@ -226,6 +226,23 @@ describe("before an upgrade", () => {
         withoutDate(yield* peer.receiveAll),
         `${ok("/wait/0")}HTTP/1.1 100 Continue\r\n\r\n${switching}early`
       )
+    })
+  )
+
+  it.scoped("RFC 9110 §10.1.1: a 100 is never inside of a response, also where the upgrade is ignored", () =>
+    Effect.gen(function* () {
+      const gate = yield* Deferred.make<void>()
+      const { connect } = yield* serve(routes([gate], echo))
+      const peer = yield* connect
+      yield* peer.send(`${get("/wait/0")}${asking("/two", { fields: ["Expect: 100-continue"] })}`)
+      yield* Effect.repeatN(turn, 5)
+      yield* Deferred.succeed(gate, undefined)
+      yield* peer.receiveResponse
+      const { interim, text } = yield* peer.receiveResponse
+      assert.strictEqual(text, "/two")
+      assert.isTrue(interim.every(({ status }) => status === 100))
+      yield* peer.send(get("/three"))
+      assert.strictEqual((yield* peer.receiveResponse).text, "/three")
     })
   )
 

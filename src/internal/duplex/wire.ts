@@ -19,6 +19,9 @@ import { bytesSent, unflow, unsent } from "./node.js"
 /** Above this much unread input the socket is paused. With Node's own buffers a connection holds less than 256 KiB. */
 const HIGH_WATER = 32 * 1024
 
+/** What Node reads at a time, at most. */
+const FULL_READ = 64 * 1024
+
 /** What a queued piece costs beside its bytes, so that a peer who sends single bytes is bounded too. */
 const PIECE = 256
 
@@ -27,6 +30,8 @@ export interface Limits {
   readonly idleTimeout: number
   readonly closeTimeout: number
 }
+
+const takeTurn = (wire: Wire) => wire.takeTurn()
 
 const kWire = Symbol("effect-upgrade/Wire")
 
@@ -143,6 +148,8 @@ export class Wire {
   private queue: Array<Uint8Array> = []
   private size = 0
   private paused = false
+  private held = false
+  private yielding = false
   private discarding = false
   private detached = false
   private reader: Waiter | undefined
@@ -193,6 +200,12 @@ export class Wire {
       return
     }
     this.received += bytes.length
+    if (bytes.length >= FULL_READ && !this.yielding) {
+      // There is more: the system would go on reading this socket up to 32 times before it looks at another.
+      this.yielding = true
+      this.flow()
+      setImmediate(takeTurn, this)
+    }
     if (this.intake !== undefined) {
       const rest = this.intake(bytes)
       if (rest === undefined || rest.length === 0) {
@@ -209,17 +222,34 @@ export class Wire {
     }
   }
 
+  /** Stops the peer, until `resume`. */
   pause(): void {
-    if (!this.paused) {
-      this.paused = true
-      this.socket.pause()
-    }
+    this.held = true
+    this.flow()
   }
 
   resume(): void {
-    if (this.paused) {
-      this.paused = false
-      this.socket.resume()
+    this.held = false
+    this.flow()
+  }
+
+  private flow(): void {
+    const paused = this.held || this.yielding
+    if (paused !== this.paused) {
+      this.paused = paused
+      if (paused) {
+        this.socket.pause()
+      } else {
+        this.socket.resume()
+      }
+    }
+  }
+
+  /** Goes on reading after the others had their turn. */
+  takeTurn(): void {
+    this.yielding = false
+    if (!this.detached && !this.isClosed) {
+      this.flow()
     }
   }
 
@@ -262,7 +292,13 @@ export class Wire {
       return Option.some(closed("The socket was detached: the library reads it no more."))
     }
     // What arrived before a reset was read before: the FIN, once seen, stays the end of the input.
-    return this.eof ? Option.none() : this.error !== undefined ? Option.some(this.error) : undefined
+    return this.eof
+      ? Option.none()
+      : this.error !== undefined
+        ? Option.some(this.error)
+        : this.closing
+          ? Option.some(closed("The connection was closed at this end."))
+          : undefined
   }
 
   /**
@@ -552,7 +588,8 @@ export class Wire {
         this.discarding = true
         this.intake = undefined
         this.queueless()
-        this.fail(closed("The connection was closed at this end."))
+        this.wakeReader()
+        this.wakeWriters()
         this.idle?.cancel()
       }
       late = this.deadlines.add(this.limits.closeTimeout, () => {
@@ -566,6 +603,8 @@ export class Wire {
           this.socket.on("data", onData)
         }
         this.socket.end()
+        this.held = false
+        this.yielding = false
         this.paused = false
         this.socket.resume()
       }

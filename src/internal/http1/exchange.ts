@@ -30,6 +30,8 @@ export class Http1Exchange extends Exchange {
   /** The response has the socket: all earlier ones are sent. */
   private assigned = false
   private readyWaiters: Array<() => void> = []
+  private malformed = false
+  private continues = false
   private cachedOffers: ReadonlyArray<Offer> | undefined
 
   constructor(
@@ -46,6 +48,11 @@ export class Http1Exchange extends Exchange {
     const framing = requestFraming(head.rawHeaders, isHttp11(head) ? 1 : 0)
     const framed = framing._tag === "Length" || framing._tag === "Chunked"
     this.request = framed && !Node.framesBodies ? new FramedRequest(head, framing) : head
+    this.response = new ServerResponse(this.request)
+    Node.prepareResponse(this.response, server, this.keepsAlive)
+    this.response.on("finish", () => this.finished())
+    this.guardHead()
+    socket.on("close", this.onSocketClose)
     const waits = Node.awaitsBody(head, stream, (behind) => {
       this.takeWire(behind)
       this.wake()
@@ -53,11 +60,6 @@ export class Http1Exchange extends Exchange {
     if (!waits) {
       this.takeWire(early)
     }
-    socket.on("close", this.onSocketClose)
-    this.response = new ServerResponse(this.request)
-    Node.prepareResponse(this.response, server, this.keepsAlive)
-    this.response.on("finish", () => this.finished())
-    this.guardHead()
     this.takeTurn()
     if (framing._tag === "Refused") {
       this.refuse(framing.status)
@@ -108,12 +110,16 @@ export class Http1Exchange extends Exchange {
       this.refuse(400)
       return false
     }
+    if (!Node.countRequest(this.server, this.socket, this.response)) {
+      return false
+    }
     if (headers.expect === undefined) {
       return true
     }
     if (/(?:^|\W)100-continue(?:$|\W)/i.test(headers.expect)) {
-      // RFC 9110 §7.8: 100 before 101. It waits for its turn with the response.
-      this.response.writeContinue()
+      // RFC 9110 §7.8: 100 before 101
+      this.continues = true
+      this.writeContinue()
       return true
     }
     this.response.writeHead(417)
@@ -144,7 +150,8 @@ export class Http1Exchange extends Exchange {
         if (error !== undefined) {
           this.refuse(400)
         }
-        this.wake()
+        // Once what lies behind the body is queued
+        queueMicrotask(() => this.wake())
       })
     }
     if (early.length > 0) {
@@ -204,16 +211,34 @@ export class Http1Exchange extends Exchange {
     Node.clearTimeouts(socket)
     this.assigned = true
     this.response.assignSocket(socket as IncomingMessage["socket"])
+    this.writeContinue()
     this.wake()
+  }
+
+  /** When it is this request's turn, and not inside of the answer, should that have been written before. */
+  private writeContinue(): void {
+    if (this.continues && this.assigned && !this.response.headersSent) {
+      this.continues = false
+      this.response.writeContinue()
+    }
   }
 
   /** Answers and closes, whatever the handler does. */
   private refuse(status: number): void {
     const { response } = this
-    if (!response.headersSent && !response.writableEnded) {
+    this.malformed = true
+    this.setSpent(false)
+    if (!response.headersSent) {
       response.writeHead(status, ["Connection", "close"])
       response.end()
       this.fiber?.unsafeInterruptAsFork(clientAbortFiberId)
+    }
+  }
+
+  /** A spent response writes nothing: the platform takes it for sent. */
+  private setSpent(spent: boolean): void {
+    if (!this.response.headersSent) {
+      Node.setSpent(this.response, spent)
     }
   }
 
@@ -223,9 +248,19 @@ export class Http1Exchange extends Exchange {
     waiters.forEach((wake) => wake())
   }
 
+  protected get isReady(): boolean {
+    return this.assigned && this.isReceived
+  }
+
+  requestEnded(): void {
+    if (this.phase === "Deciding") {
+      Node.answerForNobody(this.response)
+    }
+  }
+
   protected ready(bodyTimeout: number): Effect.Effect<void, UpgradeTimeout | ConnectionLost> {
     const check: Effect.Effect<void, UpgradeTimeout | ConnectionLost> = Effect.suspend(() => {
-      if (this.phase === "Lost" || this.phase === "Answered") {
+      if (this.phase === "Lost" || this.phase === "Answered" || this.malformed) {
         return Effect.fail(
           new ConnectionLost({
             protocol: this.pending?.protocol.token ?? "the protocol",
@@ -233,11 +268,11 @@ export class Http1Exchange extends Exchange {
           })
         )
       }
-      if (this.assigned && this.isReceived) {
+      if (this.isReady) {
         return Effect.void
       }
       // The switch has been decided: whoever waits here learns of the peer's going by an error, and is not interrupted.
-      Node.setSpent(this.response, true)
+      this.setSpent(true)
       this.discardBody()
       return Effect.zipRight(
         Effect.async<void, UpgradeTimeout>((resume) => {
@@ -259,7 +294,7 @@ export class Http1Exchange extends Exchange {
         check
       )
     })
-    return Effect.onError(check, () => Effect.sync(() => Node.setSpent(this.response, this.phase === "Lost")))
+    return Effect.onError(check, () => Effect.sync(() => this.setSpent(this.phase === "Lost")))
   }
 
   protected writeSwitch(
@@ -269,29 +304,33 @@ export class Http1Exchange extends Exchange {
     cookies: ReadonlyArray<string>,
     limits: Limits
   ): Effect.Effect<Wire, ConnectionLost> {
-    return Effect.async((resume) => {
+    return Effect.suspend(() => {
       const { response, socket } = this
       const wire = this.wire!
-      const fail = (description: string) =>
-        resume(Effect.fail(new ConnectionLost({ protocol: protocol.token, description })))
-      if (wire.isClosed || socket.destroyed) {
-        return fail("it closed before the 101 was written")
+      const lost = (description: string) => {
+        this.lost(description)
+        return Effect.fail(new ConnectionLost({ protocol: protocol.token, description }))
+      }
+      if (wire.isClosed || socket.destroyed || socket.writableEnded) {
+        return lost("it closed before the 101 was written")
       }
       // The socket forgets the response, and the response that it was never sent.
       response.detachSocket(socket as IncomingMessage["socket"])
-      Node.setSpent(response, true)
+      this.setSpent(true)
       socket.off("close", this.onSocketClose)
       wire.onDrained = undefined
       wire.onEof = undefined
       wire.limits = limits
+      let resumed = (_: Effect.Effect<Wire, ConnectionLost>): void => {}
       socket.write(switchHead(protocol, this.isConnect, statusText, headers, cookies), "latin1", (error) => {
-        if (error) {
-          this.lost("it failed")
-          fail("it failed while the 101 was written")
-        } else {
-          resume(Effect.succeed(wire))
-        }
+        resumed(error ? lost("it failed while the 101 was written") : Effect.succeed(wire))
       })
+      // Mostly the system has taken it by now, and the callback would only come later to say so.
+      return socket.writableLength === 0 && !socket.destroyed
+        ? Effect.succeed(wire)
+        : Effect.async((resume) => {
+            resumed = resume
+          })
     })
   }
 
@@ -301,7 +340,7 @@ export class Http1Exchange extends Exchange {
       Effect.map(restore(this.ready(this.host.settings.bodyTimeout)), () => {
         const { connection, host, response, socket } = this
         response.detachSocket(socket as IncomingMessage["socket"])
-        Node.setSpent(response, true)
+        this.setSpent(true)
         socket.off("close", this.onSocketClose)
         this.taken()
         connection.session = this.fiber
@@ -321,24 +360,29 @@ export class Http1Exchange extends Exchange {
     const { response, socket } = this
     this.answered(response.statusCode)
     response.detachSocket(socket as IncomingMessage["socket"])
-    socket.off("close", this.onSocketClose)
     setImmediate(Node.closeResponse, response)
-    if (Node.isLast(response) || this.wire?.eof === true) {
+    this.wake()
+    if (Node.isLast(response) || this.malformed || this.wire?.eof === true) {
       this.close()
     } else if (this.isReceived) {
       this.handBack()
     } else {
       this.discardBody()
       const late = this.host.deadlines.add(this.host.settings.bodyTimeout, () => this.close())
-      this.readyWaiters.push(() => {
-        late.cancel()
-        this.handBack()
-      })
+      const wait = () => {
+        if (this.isReceived || this.malformed || socket.destroyed) {
+          late.cancel()
+          this.handBack()
+        } else {
+          this.readyWaiters.push(wait)
+        }
+      }
+      wait()
     }
-    this.wake()
   }
 
   private close(): void {
+    this.socket.off("close", this.onSocketClose)
     if (this.wire === undefined) {
       this.socket.destroy()
     } else {
@@ -348,10 +392,11 @@ export class Http1Exchange extends Exchange {
 
   private handBack(): void {
     const { socket } = this
-    const wire = this.wire!
-    if (wire.eof || wire.isClosed || socket.destroyed || socket.writableEnded) {
+    const { wire } = this
+    if (wire === undefined || this.malformed || wire.eof || wire.isClosed || socket.destroyed || socket.writableEnded) {
       this.close()
     } else {
+      socket.off("close", this.onSocketClose)
       Node.handBack(this.server, socket, wire.release())
     }
   }

@@ -17,6 +17,7 @@ interface Response extends Http.ServerResponse {
   _keepAliveTimeout?: number
   _maxRequestsPerSocket?: number | null
   _closed?: boolean
+  maxRequestsOnConnectionReached?: boolean
 }
 
 interface UpgradeStream extends Duplex {
@@ -79,6 +80,14 @@ export const setSpent = (response: Http.ServerResponse, spent: boolean): void =>
   response.finished = spent
 }
 
+/** Whoever was to answer is gone. */
+export const answerForNobody = (response: Http.ServerResponse): void => {
+  if (!response.headersSent && !response.writableEnded) {
+    response.writeHead(500, { "content-length": "0" })
+    response.end()
+  }
+}
+
 /** Takes the timeouts of HTTP off a socket. */
 export const clearTimeouts = (socket: Duplex): void => {
   ;(socket as HttpSocket).setTimeout?.(0)
@@ -89,17 +98,39 @@ export const allowHalfOpen = (socket: Duplex): void => {
   socket.allowHalfOpen = true
 }
 
+const kRequests = Symbol("effect-upgrade/requests")
+
+/**
+ * Counts a request for the server's `maxRequestsPerSocket`: Node counts anew each time that it is given the socket back.
+ * The last response that is allowed says so; `false` for a request beyond it, which has been answered as Node does.
+ */
+export const countRequest = (server: Http.Server, socket: Duplex, response: Http.ServerResponse): boolean => {
+  const limit = server.maxRequestsPerSocket
+  if (limit === null || limit <= 0) {
+    return true
+  }
+  const counted = socket as Duplex & { [kRequests]?: number }
+  const requests = (counted[kRequests] = (counted[kRequests] ?? 0) + 1)
+  ;(response as Response).maxRequestsOnConnectionReached = requests >= limit
+  if (requests > limit) {
+    server.emit("dropRequest", response.req, socket)
+    response.writeHead(503)
+    response.end()
+    return false
+  }
+  return true
+}
+
 /** Gives the socket back to the server, as if it had just connected: Node serves what is unread on it, and what follows. */
 export const handBack = (server: Http.Server, socket: Duplex, unread: ReadonlyArray<Uint8Array>): void => {
-  const net = socket as Net.Socket
   if (unread.length > 0) {
     socket.unshift(unread.length === 1 ? unread[0]! : Buffer.concat(unread))
-  } else if (server.keepAliveTimeout > 0) {
-    // What Node does between two requests: it allows a second more than it told the client.
-    net.setTimeout(server.keepAliveTimeout + 1000)
   }
   server.emit(server instanceof Tls.Server ? "secureConnection" : "connection", socket)
-  if (unread.length === 0) {
+  if (unread.length === 0 && server.keepAliveTimeout > 0) {
+    const net = socket as Net.Socket
+    // What Node does between two requests: it allows a second more than it told the client.
+    net.setTimeout(server.keepAliveTimeout + 1000)
     net.once("data", () => net.setTimeout(server.timeout))
   }
 }

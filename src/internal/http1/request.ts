@@ -34,9 +34,7 @@ export class FramedRequest extends IncomingMessage {
     let room = true
     const onData = (slice: Uint8Array) => {
       // What nobody will read is framed all the same: the bytes behind it are another's.
-      if (!this.destroyed) {
-        room = this.push(slice)
-      }
+      room = this.destroyed || this.push(slice)
     }
     this.wire = wire
     wire.intake = (bytes) => {
@@ -73,6 +71,7 @@ export class FramedRequest extends IncomingMessage {
   /** Node's own destroys the socket when a body is dropped half-read; here the rest of it is discarded. */
   override _destroy(error: Error | null, callback: (error?: Error | null) => void): void {
     this.wire?.resume()
-    callback(error)
+    // As in Node: a request that nobody reads fails unheard
+    callback(this.listenerCount("error") === 0 ? null : error)
   }
 }

@@ -10,9 +10,11 @@ import type * as HttpServer from "@effect/platform/HttpServer"
 import * as HttpServerRequest from "@effect/platform/HttpServerRequest"
 import type * as HttpServerResponse from "@effect/platform/HttpServerResponse"
 import * as NodeHttpServer from "@effect/platform-node/NodeHttpServer"
+import * as NodeHttpServerRequest from "@effect/platform-node/NodeHttpServerRequest"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import type * as Fiber from "effect/Fiber"
 import type * as Scope from "effect/Scope"
 import type { Listener } from "../../Connection.js"
 import type { Options } from "../../UpgradeServer.js"
@@ -21,6 +23,7 @@ import { ordinary } from "../exchange.js"
 import { makeHost, type ServerHost } from "../host.js"
 import { exchangeOf, registerExchange, registerHost } from "../requests.js"
 import { Http1Exchange } from "./exchange.js"
+import { answerForNobody, countRequest } from "./node.js"
 import { provideUpgrade } from "./platform.js"
 
 type Handler = (request: IncomingMessage, response: ServerResponse) => void
@@ -33,14 +36,29 @@ const last = (hook: App.PreResponseHandler) => HttpApp.appendPreResponseHandler(
 
 const ordinaryHook: App.PreResponseHandler = (_request, response) => ordinary(response)
 
+/** Nobody is left without an answer: a hook that dies on every response would leave the platform with none. */
+const answered = (fiber: Fiber.RuntimeFiber<any, any>, request: HttpServerRequest.HttpServerRequest): void => {
+  fiber.addObserver(() => {
+    const exchange = exchangeOf(request)
+    if (exchange === undefined) {
+      answerForNobody(NodeHttpServerRequest.toServerResponse(request))
+    } else {
+      exchange.requestEnded()
+    }
+  })
+}
+
 /**
  * Around the app: interruptible, as a route is; its exit is known; the gate is the last hook that its response passes.
  * By a match rather than a finalizer: where this stands nothing is interrupted, and a session that lasts holds less.
  */
-const gated = <E, R>(app: App.Default<E, R>): App.Default<E, R> =>
+const gated = <E, R>(app: App.Default<E, R>, isWhole: boolean): App.Default<E, R> =>
   Effect.withFiberRuntime((fiber) => {
     const request = Context.unsafeGet(fiber.currentContext, HttpServerRequest.HttpServerRequest)
     const exchange = exchangeOf(request)
+    if (isWhole) {
+      answered(fiber, request)
+    }
     if (exchange === undefined) {
       return Effect.matchCauseEffect(Effect.interruptible(app), {
         onFailure: (cause) => Effect.zipRight(last(ordinaryHook), Effect.failCause(cause)),
@@ -66,26 +84,30 @@ const gated = <E, R>(app: App.Default<E, R>): App.Default<E, R> =>
 const gatedMiddleware =
   (middleware: HttpMiddleware.HttpMiddleware): HttpMiddleware.HttpMiddleware =>
   (app: App.Default<any, any>) =>
-    Effect.withFiberRuntime((fiber) =>
-      Effect.flatMap(middleware(app), (response: HttpServerResponse.HttpServerResponse) => {
-        const request = Context.unsafeGet(
-          fiber.currentContext as Context.Context<HttpServerRequest.HttpServerRequest>,
-          HttpServerRequest.HttpServerRequest
-        )
+    Effect.withFiberRuntime((fiber) => {
+      const request = Context.unsafeGet(
+        fiber.currentContext as Context.Context<HttpServerRequest.HttpServerRequest>,
+        HttpServerRequest.HttpServerRequest
+      )
+      answered(fiber, request)
+      return Effect.flatMap(middleware(app), (response: HttpServerResponse.HttpServerResponse) => {
         if (handledSymbol in request) {
           return Effect.succeed(response)
         }
         const exchange = exchangeOf(request)
         return exchange === undefined ? ordinary(response) : exchange.gate(request, response)
       })
-    )
+    })
 
 /** A request handler of Node's over an app, as `NodeHttpServer` makes it. */
 export const makeHandler = <E, R>(
   app: App.Default<E, R>,
   middleware?: HttpMiddleware.HttpMiddleware
 ): Effect.Effect<Handler, never, Exclude<R, HttpServerRequest.HttpServerRequest | Scope.Scope>> =>
-  NodeHttpServer.makeHandler(gated(app), (middleware === undefined ? undefined : gatedMiddleware(middleware)) as never)
+  NodeHttpServer.makeHandler(
+    gated(app, middleware === undefined),
+    (middleware === undefined ? undefined : gatedMiddleware(middleware)) as never
+  )
 
 const unserved: Handler = (_request, response) => {
   response.writeHead(503, { connection: "close", "retry-after": "1", "content-length": "0" })
@@ -104,12 +126,17 @@ export const open = (
   Effect.gen(function* () {
     const host = yield* makeHost(makeListener(tag), options)
     const handlers: Array<Handler> = []
-    const onRequest: Handler = (request, response) => (handlers[handlers.length - 1] ?? unserved)(request, response)
+    const handle: Handler = (request, response) => (handlers[handlers.length - 1] ?? unserved)(request, response)
+    const onRequest: Handler = (request, response) => {
+      if (countRequest(server, request.socket, response)) {
+        handle(request, response)
+      }
+    }
     const onUpgrade = (head: IncomingMessage, stream: Duplex, early: Buffer) => {
       const exchange = new Http1Exchange(host, server, head, stream, early)
       if (exchange.admit()) {
         registerExchange(exchange.request, exchange)
-        onRequest(exchange.request, exchange.response)
+        handle(exchange.request, exchange.response)
       }
     }
     registerHost(server, host)

@@ -41,7 +41,7 @@ export interface Counterexample {
 }
 
 /** How long a counterexample is made smaller. Where each attempt waits in vain, there is no end to it otherwise. */
-const shrinkMillis = 5_000
+const shrinkMillis = (timeout: number): number => Math.min(5_000, 5 * timeout)
 
 export const check = <A>(
   arbitrary: FastCheck.Arbitrary<A>,
@@ -63,7 +63,7 @@ export const check = <A>(
             { signal }
           )
           if (Exit.isFailure(exit)) {
-            shrinkUntil = Math.min(shrinkUntil, performance.now() + shrinkMillis)
+            shrinkUntil = Math.min(shrinkUntil, performance.now() + shrinkMillis(options.timeout))
             throw exit
           }
         })
@@ -71,7 +71,8 @@ export const check = <A>(
         return FastCheck.check(property, {
           numRuns,
           ...(seed === undefined ? {} : { seed }),
-          ...(path === undefined ? {} : { path })
+          // A counterexample that is tried again is not made smaller again
+          ...(path === undefined ? {} : { path, endOnFailure: true })
         })
       }),
       (details): Effect.Effect<void, Counterexample> => {
@@ -106,7 +107,7 @@ const reasonOf = (thrown: unknown): string => {
   return error instanceof Broken ? error.reason : `the run failed otherwise: ${Cause.pretty(thrown.cause)}`
 }
 
-const shown = 400
+const shown = 1000
 
 /** Bytes as a string with escapes, cut where they are many. */
 export const quote = (bytes: Uint8Array | string): string => {
@@ -124,5 +125,5 @@ export const difference = (expected: string, came: string): string => {
   }
   const from = Math.max(0, at - 40)
   const where = from === 0 ? "" : ` from byte ${from} on`
-  return `${quote(came.slice(from))} came${where}, and not ${quote(expected.slice(from))}`
+  return `${from === came.length ? "nothing" : quote(came.slice(from))} came${where}, and not ${quote(expected.slice(from))}`
 }

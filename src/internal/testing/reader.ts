@@ -6,7 +6,7 @@
 import { Buffer } from "node:buffer"
 import * as Effect from "effect/Effect"
 import type { Head, Peer, Response } from "../../testing/Peer.js"
-import { Broken, broken, difference, quote, type Trace } from "./property.js"
+import { type Broken, broken, difference, quote, type Trace } from "./property.js"
 import { type Found, findHead, findResponse } from "./response.js"
 
 /** A response as it came, its Date masked. Two that are equal were equal on the wire. */
@@ -133,7 +133,3 @@ export class Reader {
 }
 
 const sizeOf = (heads: ReadonlyArray<Head>): number => heads.reduce((size, { raw }) => size + raw.length, 0)
-
-/** A `Broken` for whatever else a peer fails with. */
-export const connecting = <A, R>(connect: Effect.Effect<A, unknown, R>): Effect.Effect<A, Broken, R> =>
-  Effect.mapError(connect, (error) => new Broken(`it could not connect: ${error}`))

@@ -6,26 +6,51 @@
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 
+type Listener = (...args: Array<any>) => void
+
 const events = ["uncaughtException", "unhandledRejection"] as const
 
-const textOf = (event: string, error: unknown): string =>
-  `${event}: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}`
+const watchers = new Set<Array<string>>()
+let others: ReadonlyArray<ReadonlyArray<Listener>> = []
 
-/** Collects them until the Scope closes. Nobody else hears of them until then: a test runner would count them as its own. */
-export const watch: Effect.Effect<ReadonlyArray<string>, never, Scope.Scope> = Effect.acquireRelease(
+const listeners = events.map((event) => (error: unknown) => {
+  const text = `${event}: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}`
+  watchers.forEach((seen) => seen.push(text))
+})
+
+const install = () => {
+  others = events.map((event) => process.rawListeners(event) as Array<Listener>)
+  events.forEach((event, i) => {
+    process.removeAllListeners(event)
+    process.on(event, listeners[i]!)
+  })
+}
+
+const restore = () => {
+  events.forEach((event, i) => {
+    process.off(event, listeners[i]!)
+    others[i]!.forEach((other) => process.on(event, other))
+  })
+}
+
+/**
+ * Collects them until the Scope closes, and yields those that came since it was last asked. Nobody else hears of them
+ * until then: a test runner would count them as its own.
+ */
+export const watch: Effect.Effect<Effect.Effect<ReadonlyArray<string>>, never, Scope.Scope> = Effect.acquireRelease(
   Effect.sync(() => {
     const seen: Array<string> = []
-    const restore = events.map((event) => {
-      const others = process.rawListeners(event) as Array<(...args: Array<any>) => void>
-      const listener = (error: unknown) => void seen.push(textOf(event, error))
-      process.removeAllListeners(event)
-      process.on(event, listener)
-      return () => {
-        process.off(event, listener)
-        others.forEach((other) => process.on(event, other))
+    if (watchers.size === 0) {
+      install()
+    }
+    watchers.add(seen)
+    return seen
+  }),
+  (seen) =>
+    Effect.sync(() => {
+      watchers.delete(seen)
+      if (watchers.size === 0) {
+        restore()
       }
     })
-    return { seen, restore }
-  }),
-  ({ restore }) => Effect.sync(() => restore.forEach((restore) => restore()))
-).pipe(Effect.map(({ seen }) => seen))
+).pipe(Effect.map((seen) => Effect.sync(() => seen.splice(0))))

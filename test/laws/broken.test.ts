@@ -1,0 +1,270 @@
+/** The laws see what they are there to see: servers that break one are told so, and a simple right one is not. */
+import * as http from "node:http"
+import type { Duplex } from "node:stream"
+import { assert, describe, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import { pair } from "../../src/internal/memory.js"
+import { Laws, Peer } from "../../src/testing/index.js"
+
+type OnUpgrade = (socket: Duplex, head: Buffer, request?: http.IncomingMessage) => void
+
+const head101 = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n"
+
+const onRequest = (request: http.IncomingMessage, response: http.ServerResponse) => {
+  request.resume()
+  const answer = () => response.end(`you asked for ${request.url}`)
+  if (request.url === "/slow") {
+    setImmediate(() => setImmediate(answer))
+  } else {
+    answer()
+  }
+}
+
+/** A server of Node's alone, in memory. */
+const served = (
+  onUpgrade: OnUpgrade,
+  more: Partial<Laws.Target> = {},
+  listen: (server: http.Server) => void = () => {}
+): Laws.Target => {
+  const server = http.createServer(onRequest)
+  server.on("upgrade", (request, socket, head) => onUpgrade(socket, head, request))
+  listen(server)
+  return {
+    connect: Effect.suspend(() => {
+      const [accepted, client] = pair()
+      server.emit("connection", accepted)
+      return Peer.fromDuplex(client)
+    }),
+    protocol: "echo",
+    switched: "/echo",
+    ordinary: ["/plain", "/slow"],
+    ...more
+  }
+}
+
+const guard = (socket: Duplex) => socket.on("error", () => socket.destroy())
+
+const echo: OnUpgrade = (socket, head) => {
+  guard(socket)
+  socket.write(head101)
+  socket.write(head)
+  socket.pipe(socket)
+}
+
+const breaks = (law: keyof typeof Laws.laws, target: Laws.Target, reason: RegExp) =>
+  Effect.gen(function* () {
+    const error = yield* Effect.flip(Laws.laws[law](target, { numRuns: 100, timeout: 200 }))
+    assert.strictEqual(error.law, law)
+    assert.match(error.message, reason)
+    assert.isNotEmpty(error.input)
+    const again = yield* Effect.flip(Laws.laws[law](target, { seed: error.seed, path: error.path, timeout: 200 }))
+    assert.deepStrictEqual(again.input, error.input)
+  })
+
+describe("a bare server that echoes", () => {
+  for (const law of ["bytes", "noBody", "halfClose", "boundedMemory"] as const) {
+    it.live(`keeps the law "${law}"`, () => Laws.laws[law](served(echo), { numRuns: 100 }))
+  }
+
+  it.live('breaks the law "oneAnswer": its 101 overtakes a slow response', () =>
+    breaks("oneAnswer", served(echo), /where the answer to request \d, GET \/slow should be/)
+  )
+})
+
+describe("a law is broken by a server that", () => {
+  it.live("drops the bytes behind the handshake", () =>
+    breaks(
+      "bytes",
+      served((socket, head) => echo(socket, head.subarray(head.length))),
+      /the echo of \d+ bytes/
+    )
+  )
+
+  it.live("reads the bytes behind the handshake twice", () =>
+    breaks(
+      "bytes",
+      served((socket, head) => echo(socket, Buffer.concat([head, head]))),
+      /the echo|behind the last byte of the echo/
+    )
+  )
+
+  it.live("takes the body of the request for bytes behind it", () =>
+    breaks(
+      "bytes",
+      served(
+        (socket, head, request) => {
+          // What an 'upgrade' listener sees before Node 26
+          const body = request!.headers["content-length"] === undefined ? "" : "body"
+          echo(socket, Buffer.concat([Buffer.from(body), head]))
+        },
+        { switched: { method: "POST", path: "/echo" } }
+      ),
+      /the echo of \d+ bytes|behind the last byte/
+    )
+  )
+
+  it.live("frames a body on its 101", () =>
+    breaks(
+      "noBody",
+      served((socket) => {
+        guard(socket)
+        socket.end(`${head101.trimEnd()}\r\nContent-Length: 5\r\n\r\nhello`)
+      }),
+      /the 101 frames content/
+    )
+  )
+
+  it.live("writes behind its 101 what is not the session's", () =>
+    breaks(
+      "noBody",
+      served((socket, head) => echo(socket, Buffer.concat([Buffer.from("hello"), head]))),
+      /"hello" came behind the 101/
+    )
+  )
+
+  it.live("lets a handler put a body on its 101", () =>
+    breaks("noBody", served(echo, { bodied: "/bodied" }), /the answer was 101 Switching Protocols, and not a 5xx/)
+  )
+
+  it.live("answers an upgrade that it ignores by hand", () =>
+    breaks(
+      "ignoredUpgrade",
+      served((socket) => {
+        guard(socket)
+        socket.end("HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+      }),
+      /where the answer to request 1/
+    )
+  )
+
+  it.live("answers CONNECT with 200", () =>
+    breaks(
+      "ignoredUpgrade",
+      served(echo, { ordinary: "/plain" }, (server) => {
+        server.shouldUpgrade = () => false
+        server.on("connect", (_, socket) => {
+          guard(socket)
+          socket.end("HTTP/1.1 200 OK\r\n\r\n")
+        })
+      }),
+      /and not an error|the answer to request/
+    )
+  )
+
+  it.live("does not end when the peer has", () =>
+    breaks(
+      "halfClose",
+      served((socket, head) => {
+        guard(socket)
+        socket.write(head101)
+        socket.write(head)
+        socket.pipe(socket, { end: false })
+      }),
+      /it waited for the FIN behind the last byte of the echo, and 200 ms were over/
+    )
+  )
+
+  it.live("is gone when the peer has ended", () =>
+    breaks(
+      "halfClose",
+      served((socket, head) => {
+        guard(socket)
+        socket.write(head101)
+        const pieces = [head]
+        socket.on("data", (bytes: Buffer) => pieces.push(bytes))
+        socket.on("end", () => socket.destroy())
+      }),
+      /nothing came, and not .*, where the echo/
+    )
+  )
+
+  it.live("reads no more once it has ended", () =>
+    breaks(
+      "halfClose",
+      served(
+        (socket, head, request) => {
+          if (request!.url === "/ending") {
+            guard(socket)
+            socket.end(head101)
+            socket.resume()
+          } else {
+            echo(socket, head, request)
+          }
+        },
+        { ending: { request: "/ending", read: Effect.succeed(Buffer.from("something else")) } }
+      ),
+      /the session read "something else"/
+    )
+  )
+
+  it.live("takes whatever comes, with no regard for its own writes", () =>
+    breaks(
+      "boundedMemory",
+      served((socket, head) => {
+        guard(socket)
+        socket.write(head101)
+        socket.write(head)
+        socket.on("data", (bytes) => socket.write(bytes))
+        socket.on("end", () => socket.end())
+      }),
+      /KiB were taken from a peer that reads nothing/
+    )
+  )
+
+  it.live("keeps what ended sessions had", () => {
+    let open = 0
+    return breaks(
+      "scope",
+      served(
+        (socket, head, request) => {
+          open++
+          echo(socket, head, request)
+        },
+        { open: Effect.sync(() => open) }
+      ),
+      /it waited for what is open at the server \(\d+\) to close/
+    )
+  })
+
+  it.live("closes on unread input, which resets what it has just written", () => {
+    const says = "good bye".repeat(1000)
+    return breaks(
+      "scope",
+      served(
+        (socket, head, request) => {
+          if (request!.url === "/closing") {
+            guard(socket)
+            socket.pause()
+            socket.write(head101)
+            socket.end(says)
+            socket.on("finish", () => socket.destroy())
+          } else {
+            echo(socket, head, request)
+          }
+        },
+        { closing: { request: "/closing", says } }
+      ),
+      /the connection was reset before/
+    )
+  })
+
+  it.live("listens to no errors on what it took", () =>
+    breaks(
+      "hostilePeers",
+      served((socket, head) => {
+        socket.write(head101)
+        socket.write(head)
+        socket.pipe(socket)
+      }),
+      /there was an uncaughtException: Error: (read|write) (ECONNRESET|EPIPE)/
+    )
+  )
+
+  it.live("does not answer at all", () =>
+    breaks(
+      "oneAnswer",
+      served(() => {}),
+      /it waited for (the 101|the answer to)/
+    )
+  )
+})
