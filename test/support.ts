@@ -202,20 +202,30 @@ export const withoutDate = (bytes: Uint8Array | string): string =>
     .toString("latin1")
     .replace(/^Date: .*$/gim, "Date: masked")
 
-/** What the process would have died of, or warned of, while the effect ran. */
-export const unhandled = Effect.acquireRelease(
-  Effect.sync(() => {
-    const seen: Array<unknown> = []
-    const onSeen = (cause: unknown) => {
-      seen.push(cause)
-    }
-    process.on("uncaughtException", onSeen)
-    process.on("unhandledRejection", onSeen)
-    return { seen, onSeen }
-  }),
-  ({ onSeen }) =>
+/** What the process would have died of, or warned of a leak, from here to the end of the Scope. */
+export const unhandled: Effect.Effect<ReadonlyArray<unknown>, never, Scope.Scope> = Effect.map(
+  Effect.acquireRelease(
     Effect.sync(() => {
-      process.off("uncaughtException", onSeen)
-      process.off("unhandledRejection", onSeen)
-    })
-).pipe(Effect.map(({ seen }): ReadonlyArray<unknown> => seen))
+      const seen: Array<unknown> = []
+      const onCause = (cause: unknown) => {
+        seen.push(cause)
+      }
+      const onWarning = (warning: Error) => {
+        if (warning.name === "MaxListenersExceededWarning") {
+          seen.push(warning)
+        }
+      }
+      process.on("uncaughtException", onCause)
+      process.on("unhandledRejection", onCause)
+      process.on("warning", onWarning)
+      return { seen, onCause, onWarning }
+    }),
+    ({ onCause, onWarning }) =>
+      Effect.sync(() => {
+        process.off("uncaughtException", onCause)
+        process.off("unhandledRejection", onCause)
+        process.off("warning", onWarning)
+      })
+  ),
+  ({ seen }) => seen
+)

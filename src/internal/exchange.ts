@@ -38,7 +38,7 @@ import {
 import type { ConnectionImpl } from "./connection.js"
 import type { Deadline, Deadlines } from "./deadlines.js"
 import type { Limits, Wire } from "./duplex/wire.js"
-import { isFieldName, isFieldValue, type Offer } from "./http1/offers.js"
+import { isFieldName, isFieldValue, listIncludes, type Offer } from "./http1/offers.js"
 import { UpgradedImpl } from "./upgraded.js"
 
 /** Times in milliseconds. */
@@ -113,8 +113,11 @@ export const contentOf = (response: HttpServerResponse.HttpServerResponse): stri
       : undefined
 }
 
-/** A field that could not stand in a head: CR, LF or NUL in it would be another field, or another message. */
-export const forbiddenField = (headers: Headers.Headers): string | undefined => {
+/** What could not stand in a head: CR, LF or NUL in it would be another field, or another message. */
+export const forbiddenField = (headers: Headers.Headers, statusText: string | undefined): string | undefined => {
+  if (statusText !== undefined && !isFieldValue(statusText)) {
+    return "the reason phrase"
+  }
   for (const name in headers) {
     if (!isFieldName(name) || !isFieldValue(headers[name]!)) {
       return name
@@ -126,18 +129,22 @@ export const forbiddenField = (headers: Headers.Headers): string | undefined => 
 const isSuccessStatus = (status: number) => status >= 200 && status < 300
 
 const closing = (response: HttpServerResponse.HttpServerResponse) =>
-  HttpServerResponse.setHeader(
-    response,
-    "connection",
-    response.headers.connection === undefined ? "close" : `${response.headers.connection}, close`
-  )
+  listIncludes(response.headers.connection, "close")
+    ? response
+    : HttpServerResponse.setHeader(
+        response,
+        "connection",
+        response.headers.connection === undefined ? "close" : `${response.headers.connection}, close`
+      )
 
 /** The last word on a response that is not a switch, for any request. */
 export const ordinary = (
-  response: HttpServerResponse.HttpServerResponse
+  response: HttpServerResponse.HttpServerResponse,
+  keepsAlive: boolean
 ): Effect.Effect<HttpServerResponse.HttpServerResponse> =>
   response.status >= 200
-    ? Effect.succeed(response)
+    ? // Node takes any Connection field of ours, such as that of a 426, for a wish to persist
+      Effect.succeed(keepsAlive || response.headers.connection === undefined ? response : closing(response))
     : Effect.as(
         Effect.logError(
           response.status === 101
@@ -191,6 +198,8 @@ export abstract class Exchange {
     cookies: ReadonlyArray<string>,
     limits: Limits
   ): Effect.Effect<Wire, ConnectionLost>
+  /** Whether the request lets the connection persist. */
+  protected abstract readonly keepsAlive: boolean
   /** Whether bytes lie behind the request. */
   protected abstract readonly hasInput: boolean
   /** Gives up: nothing was answered in time, and nothing can be. */
@@ -268,9 +277,11 @@ export abstract class Exchange {
         if (found !== undefined) {
           return Effect.fail(new BodyOn101({ protocol: protocol.token, found }))
         }
+        const statusText = response.statusText ?? protocol.statusText
         const headers = Headers.merge(response.headers, pending.headers)
         const cookies = Cookies.isEmpty(response.cookies) ? [] : Cookies.toSetCookieHeaders(response.cookies)
-        const forbidden = forbiddenField(headers) ?? (cookies.every(isFieldValue) ? undefined : "set-cookie")
+        const forbidden =
+          forbiddenField(headers, statusText) ?? (cookies.every(isFieldValue) ? undefined : "set-cookie")
         if (forbidden !== undefined) {
           return Effect.fail(
             new HandshakeRefused({
@@ -290,9 +301,8 @@ export abstract class Exchange {
         this.phase = "Switching"
         this.decision.cancel()
         const limits = pending.limits === undefined ? this.host.settings : { ...this.host.settings, ...pending.limits }
-        const written = Effect.map(
-          this.writeSwitch(protocol, response.statusText ?? protocol.statusText, headers, cookies, limits),
-          (wire) => this.switched(pending, wire, limits)
+        const written = Effect.map(this.writeSwitch(protocol, statusText, headers, cookies, limits), (wire) =>
+          this.switched(pending, wire, limits)
         )
         return this.isReady ? written : Effect.zipRight(this.whenReady(restore, limits.bodyTimeout), written)
       })
@@ -398,10 +408,10 @@ export abstract class Exchange {
     if (this.isConnect) {
       // RFC 9110 §9.3.6: a 2xx would be the tunnel; and a client that was refused may have sent its bytes already
       const unanswered = isSuccessStatus(response.status) || (response.status === 404 && this.isUnrouted)
-      return Effect.map(ordinary(unanswered ? HttpServerResponse.empty({ status: 501 }) : response), closing)
+      return Effect.map(ordinary(unanswered ? HttpServerResponse.empty({ status: 501 }) : response, true), closing)
     }
-    // The bytes behind a refusal may be the other protocol's: they must not be read as requests
-    return Effect.map(ordinary(response), (response) =>
+    return Effect.map(ordinary(response, this.keepsAlive), (response) =>
+      // The bytes behind a refusal may be the other protocol's: they must not be read as requests
       response.status >= 400 && (this.refused || response.status === 426) && this.hasInput
         ? closing(response)
         : response

@@ -228,7 +228,7 @@ export const begin = (
           ...(options?.cookies === undefined ? {} : { cookies: options.cookies })
         })
         const found = contentOf(response)
-        const forbidden = forbiddenField(own)
+        const forbidden = forbiddenField(own, options?.statusText)
         if (forbidden !== undefined) {
           return refuse(
             new HandshakeRefused({

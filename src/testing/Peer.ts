@@ -435,16 +435,39 @@ class PeerImpl implements Peer {
     this.ending === undefined ? undefined : Effect.succeed(this.ending)
   )
 
-  destroy(): void {
-    this.socket.destroy()
-    this.transport?.destroy()
+  /** Destroys, and is done when what carries the connection is destroyed. */
+  get destroyed(): Effect.Effect<void> {
+    return Effect.async<void>((resume) => {
+      this.destroy()
+      const { transport } = this
+      if (transport === undefined || transport.destroyed) {
+        resume(Effect.void)
+      } else {
+        transport.once("close", () => resume(Effect.void))
+      }
+    })
+  }
+
+  private destroy(): void {
+    const { socket, transport } = this
+    if (transport === undefined) {
+      socket.destroy()
+    } else if (transport.destroyed) {
+      // A TLSSocket that is destroyed in the same turn as the socket below it, with writes pending, ends the process
+      if (transport.closed) {
+        socket.destroy()
+      } else {
+        transport.once("close", () => setImmediate(() => socket.destroy()))
+      }
+    } else {
+      socket.once("close", () => transport.destroy())
+      socket.destroy()
+    }
   }
 }
 
 const acquire = <A extends PeerImpl | { readonly peer: PeerImpl }>(make: () => A) =>
-  Effect.acquireRelease(Effect.sync(make), (made) =>
-    Effect.sync(() => (made instanceof PeerImpl ? made : made.peer).destroy())
-  )
+  Effect.acquireRelease(Effect.sync(make), (made) => (made instanceof PeerImpl ? made : made.peer).destroyed)
 
 const open = (target: Target): { readonly peer: PeerImpl; readonly event: string } => {
   if ("path" in target) {

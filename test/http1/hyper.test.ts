@@ -48,7 +48,10 @@ const direct = (protocol: Protocol.Protocol, seen: Deferred.Deferred<Exchanged, 
 const queued = (protocol: Protocol.Protocol, seen: Deferred.Deferred<Exchanged, unknown>): App =>
   Effect.gen(function* () {
     const [response, upgraded] = yield* Upgrade.respond(protocol)
-    yield* Effect.forkDaemon(Effect.intoDeferred(Effect.scoped(Effect.flatMap(upgraded, exchanged)), seen))
+    yield* Effect.flatMap(upgraded, (upgraded) => Effect.intoDeferred(exchanged(upgraded), seen)).pipe(
+      Effect.scoped,
+      Effect.forkDaemon
+    )
     return response
   })
 

@@ -23,6 +23,12 @@ const aborted = () => Object.assign(new Error("aborted"), { code: "ECONNRESET" }
 /** The parser lets other versions through (0.9, 2.0), which mean nothing here. */
 const isHttp11 = (request: IncomingMessage): boolean => request.httpVersionMajor === 1 && request.httpVersionMinor >= 1
 
+/** Whether the request lets the connection persist (RFC 9112 §9.3). */
+export const keepsAlive = (request: IncomingMessage): boolean =>
+  isHttp11(request)
+    ? !listIncludes(request.headers.connection, "close")
+    : listIncludes(request.headers.connection, "keep-alive")
+
 export class Http1Exchange extends Exchange {
   readonly request: IncomingMessage
   readonly response: ServerResponse
@@ -88,12 +94,8 @@ export class Http1Exchange extends Exchange {
     return (this.cachedOffers ??= parseOffers(this.request.headers.upgrade))
   }
 
-  /** Whether the connection would persist if this were an ordinary request (RFC 9112 §9.3). */
-  private get keepsAlive(): boolean {
-    const { headers } = this.request
-    return isHttp11(this.request)
-      ? !listIncludes(headers.connection, "close")
-      : listIncludes(headers.connection, "keep-alive")
+  protected get keepsAlive(): boolean {
+    return keepsAlive(this.request)
   }
 
   /** Whether the app is to see the request. Node makes these checks itself, but not where it emits 'upgrade'. */

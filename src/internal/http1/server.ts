@@ -22,7 +22,7 @@ import { makeListener } from "../connection.js"
 import { ordinary } from "../exchange.js"
 import { makeHost, type ServerHost } from "../host.js"
 import { exchangeOf, registerExchange, registerHost } from "../requests.js"
-import { Http1Exchange } from "./exchange.js"
+import { Http1Exchange, keepsAlive } from "./exchange.js"
 import { answerForNobody, countRequest } from "./node.js"
 import { provideUpgrade } from "./platform.js"
 
@@ -34,7 +34,8 @@ const handledSymbol = Symbol.for("@effect/platform/HttpApp/handled")
 // A hook may fail with a ResponseError only, by its type; these fail with nothing.
 const last = (hook: App.PreResponseHandler) => HttpApp.appendPreResponseHandler(hook)
 
-const ordinaryHook: App.PreResponseHandler = (_request, response) => ordinary(response)
+const ordinaryHook: App.PreResponseHandler = (request, response) =>
+  ordinary(response, keepsAlive(NodeHttpServerRequest.toIncomingMessage(request)))
 
 /** Nobody is left without an answer: a hook that dies on every response would leave the platform with none. */
 const answered = (fiber: Fiber.RuntimeFiber<any, any>, request: HttpServerRequest.HttpServerRequest): void => {
@@ -95,7 +96,7 @@ const gatedMiddleware =
           return Effect.succeed(response)
         }
         const exchange = exchangeOf(request)
-        return exchange === undefined ? ordinary(response) : exchange.gate(request, response)
+        return exchange === undefined ? ordinaryHook(request, response) : exchange.gate(request, response)
       })
     })
 
