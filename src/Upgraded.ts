@@ -109,7 +109,7 @@ export const readExactly: {
  *
  * Everything that has arrived is one batch, and the handler's effect runs in the calling fiber: one that finishes
  * synchronously costs no switch of fibers. While it runs, what arrives is kept, up to a bound at which the peer is
- * stopped. Fails with `ConnectionError` as `pull` does, and with the handler's own errors.
+ * stopped; the handler may itself read on, other fibers are told `Busy`. Fails with `ConnectionError` as `pull` does, and with the handler's own errors.
  *
  * @example
  * ```ts

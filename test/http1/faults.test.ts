@@ -184,7 +184,7 @@ describe("a peer that goes", () => {
     Effect.gen(function* () {
       const gate = yield* Deferred.make<void>()
       const error = yield* Deferred.make<string>()
-      const { idle, peer, reached, seen, server } = yield* exitOf(() =>
+      const { idle, peer, reached, seen } = yield* exitOf(() =>
         Effect.uninterruptible(
           Effect.zipRight(
             Deferred.await(gate),
@@ -195,11 +195,6 @@ describe("a peer that goes", () => {
           )
         )
       )
-      const gone = Effect.async<void>((resume) => {
-        server.once("connection", (socket) => socket.once("close", () => resume(Effect.void)))
-      })
-      const second = yield* Effect.fork(gone)
-      yield* Effect.yieldNow()
       yield* peer.send(asking("/"))
       yield* reached
       yield* peer.reset
@@ -207,7 +202,6 @@ describe("a peer that goes", () => {
       yield* Deferred.succeed(gate, undefined)
       assert.strictEqual(yield* Deferred.await(error), "ConnectionLost")
       assert.deepStrictEqual(seen, [])
-      yield* Effect.fork(Effect.interruptible(Effect.asVoid(Effect.fromFiber(second))))
     })
   )
 
@@ -381,8 +375,8 @@ describe("a head", () => {
     Effect.gen(function* () {
       const seen = yield* unhandled
       const running = yield* serve(echo)
-      running.server.maxHeadersCount = 5
-      const many = Array.from({ length: 6 }, (_, i) => `X-${i}: ${i}`)
+      running.server.maxHeadersCount = 32
+      const many = Array.from({ length: 70 }, (_, i) => `X-${i}: ${i}`)
       for (const request of [
         message("GET / HTTP/1.1", ["Host: a", ...many, "Connection: Upgrade", "Upgrade: echo"]),
         message("GET / HTTP/1.1", [...many, "Host: a", "Connection: Upgrade", "Upgrade: echo"])
@@ -404,10 +398,13 @@ describe("a head", () => {
           return HttpServerResponse.text(url)
         })
       )
-      running.server.maxHeadersCount = 3
+      running.server.maxHeadersCount = 32
+      const many = Array.from({ length: 70 }, (_, i) => `X-${i}: ${i}`)
       const hidden = message("GET /smuggled HTTP/1.1", ["Host: a"])
       const peer = yield* running.connect
-      yield* peer.send(asking("/", { method: "POST", fields: [`Content-Length: ${hidden.length}`], content: hidden }))
+      yield* peer.send(
+        asking("/", { method: "POST", fields: [...many, `Content-Length: ${hidden.length}`], content: hidden })
+      )
       yield* peer.send(message("GET /last HTTP/1.1", ["Host: a", "Connection: close"]))
       yield* peer.closed
       assert.isFalse(smuggled)

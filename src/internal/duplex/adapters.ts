@@ -143,6 +143,7 @@ export const toSocket = (wire: Wire): Socket.Socket => {
 }
 
 class WireDuplex extends Duplex {
+  private isReading = false
   private reading: Fiber.RuntimeFiber<void> | undefined
 
   constructor(private readonly wire: Wire) {
@@ -150,16 +151,17 @@ class WireDuplex extends Duplex {
   }
 
   override _read(): void {
-    if (this.reading !== undefined) {
+    if (this.isReading) {
       return
     }
+    this.isReading = true
     this.reading = Effect.runFork(
       Effect.match(this.wire.pullOrEnd(), {
         onFailure: (error) => {
           this.destroy(error)
         },
         onSuccess: (bytes) => {
-          this.reading = undefined
+          this.isReading = false
           if (bytes === undefined) {
             this.push(null)
           } else {

@@ -6,6 +6,7 @@
  */
 
 import type { Duplex } from "node:stream"
+import type * as Cause from "effect/Cause"
 import * as Chunk from "effect/Chunk"
 import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
@@ -153,6 +154,8 @@ export class Wire {
   private discarding = false
   private detached = false
   private reader: Waiter | undefined
+  /** The fiber of `run`, while it handles a batch. */
+  private runner: AnyFiber | undefined
   private writers: Array<Waiter> | undefined
   private stall: Deadline | undefined
   private idle: Deadline | undefined
@@ -305,12 +308,12 @@ export class Wire {
    * Whether another fiber waits to read. One that was interrupted leaves its place behind, rather than pay for a finalizer
    * at every read: it is known by being over, or by being the fiber that asks.
    */
-  private isReadBy(fiber: AnyFiber): boolean {
-    const reader = this.reader
-    if (reader === undefined) {
+  private isReadByOther(fiber: AnyFiber): boolean {
+    const other = this.reader?.fiber ?? this.runner
+    if (other === undefined) {
       return false
     }
-    if (reader.fiber !== fiber && reader.fiber.unsafePoll() === null) {
+    if (other !== fiber && other.unsafePoll() === null) {
       return true
     }
     this.reader = undefined
@@ -321,7 +324,7 @@ export class Wire {
   pullOrEnd(): Effect.Effect<Chunk.Chunk<Uint8Array> | undefined, ConnectionError> {
     const pull: Effect.Effect<Chunk.Chunk<Uint8Array> | undefined, ConnectionError> = Effect.withFiberRuntime(
       (fiber) => {
-        if (this.isReadBy(fiber)) {
+        if (this.isReadByOther(fiber)) {
           return Effect.fail(busy)
         }
         if (this.queue.length > 0) {
@@ -354,13 +357,23 @@ export class Wire {
     handler: (bytes: Chunk.Chunk<Uint8Array>) => Effect.Effect<A, E, R>
   ): Effect.Effect<void, ConnectionError | E, R> {
     return Effect.withFiberRuntime((fiber) => {
-      const next = () => step
+      const next = {
+        onFailure: (cause: Cause.Cause<E>) => {
+          this.runner = undefined
+          return Effect.failCause(cause)
+        },
+        onSuccess: () => {
+          this.runner = undefined
+          return step
+        }
+      }
       const step: Effect.Effect<void, ConnectionError | E, R> = Effect.suspend(() => {
-        if (this.isReadBy(fiber)) {
+        if (this.isReadByOther(fiber)) {
           return Effect.fail(busy)
         }
         if (this.queue.length > 0) {
-          return Effect.flatMap(handler(this.take()), next)
+          this.runner = fiber
+          return Effect.matchCauseEffect(handler(this.take()), next)
         }
         const ended = this.ended()
         return ended === undefined ? wait : ended._tag === "None" ? Effect.void : Effect.fail(ended.value)
