@@ -27,6 +27,7 @@ import type { Options } from "../Upgrade.js"
 import {
   AlreadyUpgraded,
   BodyOn101,
+  ConnectionLost,
   HandshakeRefused,
   isConnectionError,
   NotSwitched,
@@ -105,6 +106,14 @@ const withoutExchange = (request: Request, protocols: ReadonlyArray<Protocol.Pro
       ? notUpgradable("NoConnectionOption", protocols, obstacles.NoConnectionOption)
       : notUpgradable("NoUpgrade", protocols, obstacles.NoUpgrade)
 
+/** Why the exchange can begin no switch any more. */
+const takenBefore = (exchange: Exchange, token: string): AlreadyUpgraded | ConnectionLost | undefined =>
+  exchange.phase === "Lost"
+    ? new ConnectionLost({ protocol: token, description: "the peer has gone" })
+    : exchange.phase !== "Deciding" || exchange.pending !== undefined
+      ? new AlreadyUpgraded({ protocol: exchange.pending?.protocol.token ?? token })
+      : undefined
+
 const choose = (
   exchange: Exchange,
   listener: Listener | undefined,
@@ -114,8 +123,9 @@ const choose = (
   if (listener !== undefined && host.listener !== listener) {
     return notUpgradable("Server", protocols, `The request did not come by the server that provides ${listener.key}.`)
   }
-  if (exchange.phase !== "Deciding" || exchange.pending !== undefined) {
-    return new AlreadyUpgraded({ protocol: exchange.pending?.protocol.token ?? "another protocol" })
+  const taken = takenBefore(exchange, protocols[0]!.token)
+  if (taken !== undefined) {
+    return taken
   }
   if (exchange.obstacle !== undefined) {
     return notUpgradable(exchange.obstacle, protocols, obstacles[exchange.obstacle])
@@ -217,8 +227,9 @@ export const begin = (
     return Effect.matchEffect(chosen.check(request) as Effect.Effect<Headers.Headers, HandshakeRefused>, {
       onFailure: refuse,
       onSuccess: (fields) => {
-        if (exchange.phase !== "Deciding" || exchange.pending !== undefined) {
-          return refuse(new AlreadyUpgraded({ protocol: chosen.token }))
+        const taken = takenBefore(exchange, chosen.token)
+        if (taken !== undefined) {
+          return refuse(taken)
         }
         const own = options?.headers === undefined ? fields : Headers.merge(Headers.fromInput(options.headers), fields)
         const response = HttpServerResponse.empty({

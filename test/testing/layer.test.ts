@@ -89,7 +89,7 @@ describe("a listener in memory", () => {
       const scope = yield* Scope.make()
       const peer = yield* Scope.extend(Memory.connect, scope)
       yield* early(peer)
-      yield* peer.receiveHead
+      yield* peer.receiveUntil("early")
       const [connection] = yield* connections
       yield* Scope.close(scope, Exit.void)
       yield* Connection.awaitClosed(connection!)
@@ -177,7 +177,10 @@ describe("a listener in memory", () => {
       const client = yield* Effect.acquireRelease(
         Effect.sync(
           () =>
-            new Client("http://a", { connect: (_, callback) => callback(null, socket as net.Socket), pipelining: 1 })
+            new Client("http://a", {
+              connect: (_, callback) => setImmediate(callback, null, socket as net.Socket),
+              pipelining: 1
+            })
         ),
         (client) => Effect.promise(() => client.destroy())
       )
@@ -271,8 +274,8 @@ describe("a listener that stands in for another", () => {
         yield* peer.receiveHead
         assert.strictEqual(text(yield* peer.receiveAll), "9600")
         assert.isTrue(yield* Deferred.await(narrowed))
-      }).pipe(Effect.provide(Layer.provideMerge(HttpServer.serve(handler), line)))
-    }).pipe(Effect.scoped)
+      }).pipe(Effect.scoped, Effect.provide(Layer.provideMerge(HttpServer.serve(handler), line)))
+    })
   )
 
   it.effect("does not pass its connections off as another listener's", () =>
@@ -290,7 +293,7 @@ describe("a listener that stands in for another", () => {
 describe("a bad network", () => {
   it.effect("splits what goes through, and loses nothing of it", () =>
     Effect.gen(function* () {
-      const peer = yield* Memory.connectWith({ toServer: { split: 1 }, toClient: { split: 2 } })
+      const peer = yield* Memory.connectWith({ toServer: { split: 30 }, toClient: { split: 2 } })
       yield* early(peer)
       assert.strictEqual((yield* peer.receiveHead).status, 101)
       assert.strictEqual(text(yield* peer.receiveExactly(5)), "early")
@@ -353,8 +356,8 @@ describe("a bad network", () => {
         assert.strictEqual(yield* peer.closed, "reset")
         const exit = yield* Deferred.await(ended)
         assert.isTrue(Exit.isFailure(exit) && String(exit.cause).includes("The peer reset the connection"))
-      }).pipe(Effect.provide(Layer.provideMerge(HttpServer.serve(handler), Memory.layer())))
-    }).pipe(Effect.scoped)
+      }).pipe(Effect.scoped, Effect.provide(Layer.provideMerge(HttpServer.serve(handler), Memory.layer())))
+    })
   )
 
   it.effect("resets before the first byte", () =>

@@ -67,7 +67,9 @@ export class Http1Exchange extends Exchange {
       this.takeWire(early)
     }
     this.takeTurn()
-    if (framing._tag === "Refused") {
+    if (Node.lacksFields(server, head)) {
+      this.refuse(431)
+    } else if (framing._tag === "Refused") {
       this.refuse(framing.status)
     }
   }

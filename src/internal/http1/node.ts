@@ -45,6 +45,15 @@ export const awaitsBody = (
   return true
 }
 
+/**
+ * Whether fields are missing behind the server's limit of them. Node 20 cuts them off, from 22 on it refuses the request;
+ * one that is cut off may be the body's length, and the body would be taken for the next request.
+ */
+export const lacksFields = (server: Http.Server, request: Http.IncomingMessage): boolean => {
+  const limit = typeof server.maxHeadersCount === "number" ? server.maxHeadersCount * 2 : 2000
+  return limit > 0 && request.rawHeaders.length >= limit
+}
+
 /** The response that is being written to the socket: an earlier one, of a pipelined request, or this request's own. */
 export const currentResponse = (socket: Duplex): Http.ServerResponse | undefined =>
   (socket as HttpSocket)._httpMessage ?? undefined
