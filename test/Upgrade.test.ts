@@ -20,6 +20,7 @@ import { Connection, Protocol, Upgrade, Upgraded, UpgradeError } from "../src/in
 import {
   answering,
   ask,
+  connected,
   decode,
   echo,
   echoing,
@@ -392,7 +393,7 @@ describe("respond", () => {
         yield* until(() => logs.length > 0)
         assert.strictEqual(logs[0]!.level, "Warning")
         assert.include(logs[0]!.message, "claimTimeout")
-        yield* Effect.repeat(server.connections, { until: (connections) => connections.length === 0 })
+        yield* connected(server, 0)
         // Too late: what it yields is closed, or it says so itself
         const late = yield* Effect.exit(
           Effect.scoped(Effect.flatMap(Effect.flatten(Queue.take(pairs)), (upgraded) => Upgraded.write(upgraded, "x")))
@@ -597,7 +598,7 @@ describe("onUpgrade", () => {
           assert.isTrue(logs.some(({ level, message }) => level === "Error" && message.includes("the reason")))
           assert.isTrue(Exit.isFailure(yield* Deferred.await(closed)))
           yield* peer.closed
-          yield* Effect.repeat(server.connections, { until: (connections) => connections.length === 0 })
+          yield* connected(server, 0)
         })
       )
   )
@@ -618,7 +619,7 @@ describe("onUpgrade", () => {
         const peer = yield* send(ask())
         yield* Deferred.await(began)
         yield* peer.reset
-        yield* Effect.repeat(server.connections, { until: (connections) => connections.length === 0 })
+        yield* connected(server, 0)
         assert.isFalse(told)
         assert.deepStrictEqual(
           logs.filter(({ level }) => level !== "Debug"),
@@ -753,7 +754,7 @@ describe("session", () => {
       yield* peer.receiveAll
       yield* until(() => events.length === 2)
       assert.deepStrictEqual(events, ["request", "session"])
-      yield* Effect.repeat(server.connections, { until: (connections) => connections.length === 0 })
+      yield* connected(server, 0)
     })
   )
 
@@ -785,7 +786,7 @@ describe("session", () => {
         assert.strictEqual((yield* peer.receiveHead).status, 101)
         yield* peer.closed
         yield* until(() => logs.some(({ level, message }) => level === "Error" && message.includes("the reason")))
-        yield* Effect.repeat(server.connections, { until: (connections) => connections.length === 0 })
+        yield* connected(server, 0)
       })
     )
   )

@@ -124,6 +124,12 @@ export const turns = (count: number): Effect.Effect<void> => {
   return until(() => left-- <= 0)
 }
 
+/** Waits until so many connections are switched. */
+export const connected = (server: Served["server"], count: number): Effect.Effect<void> =>
+  Effect.flatMap(server.connections, (connections) =>
+    connections.length === count ? Effect.void : Effect.zipRight(turns(1), connected(server, count))
+  )
+
 export interface Logged {
   readonly level: string
   readonly message: string

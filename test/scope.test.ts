@@ -14,6 +14,7 @@ import * as TestClock from "effect/TestClock"
 import { Connection, Upgrade, Upgraded } from "../src/index.js"
 import {
   ask,
+  connected,
   decode,
   echo,
   echoing,
@@ -22,7 +23,6 @@ import {
   kinds,
   opening,
   outcome,
-  type Served,
   type Session,
   serve,
   serveLayer,
@@ -33,46 +33,45 @@ import {
 const named = (name: string): Form => forms.find(([form]) => form === name)![1]
 const names = forms.map(([name]) => name)
 
-const emptied = (server: Served["server"]) =>
-  Effect.repeat(server.connections, { until: (connections) => connections.length === 0 })
-
 const large = Buffer.alloc(500_000, "0123456789")
 
 describe("closing after success", () => {
-  it.scoped.each(kinds.flatMap((kind) => names.map((name) => [kind, name] as const)))(
-    "over %s, a slow reader receives all that %s wrote before it returned",
-    ([kind, name]) =>
-      Effect.gen(function* () {
-        const form = named(name)
-        const returned = outcome<void, never>()
-        const { send, server } = yield* serve(
-          form((upgraded) =>
-            Effect.zipRight(
-              // Written, and waited for no longer: closing is what flushes it
-              Effect.fork(Upgraded.write(upgraded, large)).pipe(Effect.zipRight(turns(1))),
-              Deferred.succeed(returned, undefined)
-            )
-          ),
-          { kind }
-        )
-        const peer = yield* send(ask())
-        yield* peer.receiveHead
-        yield* Deferred.await(returned)
-        // Unread input at the close would reset the connection (RFC 9112 §9.6)
-        yield* peer.send("unread")
-        const received: Array<Uint8Array> = []
-        let size = 0
-        while (size < large.length) {
-          const piece = yield* peer.receive
-          received.push(piece)
-          size += piece.length
-          yield* turns(2)
-        }
-        assert.isTrue(Buffer.concat(received).equals(large))
-        assert.strictEqual(yield* peer.closed, "end")
-        yield* peer.end
-        yield* emptied(server)
-      })
+  it.scoped.each(
+    kinds.flatMap((kind) =>
+      ["upgrade", "session round upgrade", "respond", "onUpgrade"].map((name) => [kind, name] as const)
+    )
+  )("over %s, a slow reader receives all that %s wrote before it returned", ([kind, name]) =>
+    Effect.gen(function* () {
+      const form = named(name)
+      const returned = outcome<void, never>()
+      const { send, server } = yield* serve(
+        form((upgraded) =>
+          Effect.zipRight(
+            // Written, and waited for no longer: closing is what flushes it
+            Effect.fork(Upgraded.write(upgraded, large)).pipe(Effect.zipRight(turns(1))),
+            Deferred.succeed(returned, undefined)
+          )
+        ),
+        { kind }
+      )
+      const peer = yield* send(ask())
+      yield* peer.receiveHead
+      yield* Deferred.await(returned)
+      // Unread input at the close would reset the connection (RFC 9112 §9.6)
+      yield* peer.send("unread")
+      const received: Array<Uint8Array> = []
+      let size = 0
+      while (size < large.length) {
+        const piece = yield* peer.receive
+        received.push(piece)
+        size += piece.length
+        yield* turns(2)
+      }
+      assert.isTrue(Buffer.concat(received).equals(large))
+      assert.strictEqual(yield* peer.closed, "end")
+      yield* peer.end
+      yield* connected(server, 0)
+    })
   )
 
   it.scoped("waits for the peer's FIN no longer than closeTimeout, 5 s", () =>
@@ -175,7 +174,7 @@ describe("closing after failure", () => {
         yield* peer.receiveHead
         assert.isTrue(Exit.isFailure(yield* Deferred.await(exit)))
         // The peer has not ended, and no time passes: nothing lingers
-        yield* emptied(server)
+        yield* connected(server, 0)
         assert.isTrue(socket!.destroyed)
         yield* peer.closed
       })
@@ -201,7 +200,7 @@ describe("the loss of the peer", () => {
         yield* Deferred.await(began)
         yield* peer.reset
         yield* Deferred.await(interrupted)
-        yield* emptied(server)
+        yield* connected(server, 0)
       })
   )
 
@@ -223,7 +222,7 @@ describe("the loss of the peer", () => {
       yield* turns(3)
       yield* peer.reset
       assert.strictEqual(yield* Deferred.await(seen), "Reset")
-      yield* emptied(server)
+      yield* connected(server, 0)
     })
   )
 
@@ -288,7 +287,7 @@ describe("the Scope of a connection", () => {
       yield* peer.receiveHead
       yield* peer.end
       yield* peer.receiveAll
-      yield* emptied(server)
+      yield* connected(server, 0)
       assert.deepStrictEqual(events, ["other interrupted", "forked interrupted", "second Success", "first Success"])
     })
   )
@@ -384,7 +383,7 @@ describe("what is left after a connection", () => {
         yield* peer.receiveHead
         yield* peer.end
         yield* peer.closed
-        yield* emptied(server)
+        yield* connected(server, 0)
         yield* until(() => socket!.destroyed)
         yield* turns(5)
         const left = listeners(socket!)
@@ -416,7 +415,7 @@ describe("what is left after a connection", () => {
                   yield* peer.end
                   yield* peer.receiveAll
                 }
-                yield* emptied(server)
+                yield* connected(server, 0)
               })
             )
           )
@@ -478,9 +477,9 @@ describe("the registry", () => {
       assert.lengthOf(yield* server.connections, 2)
       yield* first.end
       yield* first.receiveAll
-      yield* Effect.repeat(server.connections, { until: (connections) => connections.length === 1 })
+      yield* connected(server, 1)
       yield* second.reset
-      yield* emptied(server)
+      yield* connected(server, 0)
       yield* idle.end
     })
   )
@@ -520,7 +519,7 @@ describe("a bare HttpApp", () => {
       const peer = yield* send(ask())
       yield* peer.receiveHead
       yield* peer.closed
-      yield* emptied(server)
+      yield* connected(server, 0)
       yield* until(() => exits.length === 2)
       assert.deepStrictEqual(exits, [
         ["connection", "Failure"],

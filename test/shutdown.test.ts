@@ -10,6 +10,7 @@ import * as TestClock from "effect/TestClock"
 import { Upgrade, Upgraded } from "../src/index.js"
 import {
   ask,
+  connected,
   decode,
   echo,
   echoing,
@@ -17,6 +18,7 @@ import {
   forms,
   get,
   outcome,
+  type Served,
   type ServeOptions,
   serve,
   serveLayer,
@@ -34,6 +36,11 @@ const serving = (app: Parameters<typeof serve>[0], options?: ServeOptions) =>
     const served = yield* Scope.extend(serve(app, options), scope)
     return { ...served, close: Scope.close(scope, Exit.void) }
   })
+
+const isDraining = (server: Served["server"]): Effect.Effect<void> =>
+  Effect.flatMap(server.draining, (draining) =>
+    draining ? Effect.void : Effect.zipRight(turns(1), isDraining(server))
+  )
 
 describe("closing the layer", () => {
   it.scoped.each(names)("interrupts the sessions of %s, and is done when every socket is closed", (name) =>
@@ -78,12 +85,12 @@ describe("closing the layer", () => {
         yield* peer.receiveExactly(1)
       }
       const closing = yield* Effect.fork(close)
-      yield* Effect.repeat(server.draining, { until: (draining) => draining })
+      yield* isDraining(server)
       yield* ending.send("still served")
       assert.strictEqual(decode(yield* ending.receiveExactly(12)), "still served")
       yield* ending.end
       yield* ending.receiveAll
-      yield* Effect.repeat(server.connections, { until: (connections) => connections.length === 1 })
+      yield* connected(server, 1)
       yield* TestClock.adjust("9999 millis")
       yield* turns(5)
       assert.isNull(closing.unsafePoll())
@@ -102,7 +109,7 @@ describe("closing the layer", () => {
       yield* peer.receiveHead
       yield* peer.receiveExactly(1)
       const closing = yield* Effect.fork(close)
-      yield* Effect.repeat(server.draining, { until: (draining) => draining })
+      yield* isDraining(server)
       yield* peer.end
       yield* Fiber.join(closing)
     })
@@ -181,7 +188,7 @@ describe("draining", () => {
       yield* before.receiveExactly(1)
       assert.isFalse(yield* server.draining)
       const draining = yield* Effect.fork(server.drain)
-      yield* Effect.repeat(server.draining, { until: (draining) => draining })
+      yield* isDraining(server)
       const peer = yield* send(ask())
       const response = yield* peer.receiveResponse
       assert.strictEqual(response.status, 503)
@@ -224,7 +231,7 @@ describe("maxConnections", () => {
       const second = yield* send(ask())
       yield* first.receiveHead
       yield* second.receiveHead
-      yield* Effect.repeat(server.connections, { until: (connections) => connections.length === 2 })
+      yield* connected(server, 2)
       const refused = yield* send(ask())
       const response = yield* refused.receiveResponse
       assert.strictEqual(response.status, 503)
@@ -232,7 +239,7 @@ describe("maxConnections", () => {
       assert.strictEqual(response.headers.connection, "close")
       assert.include(response.text, "2")
       yield* first.end
-      yield* Effect.repeat(server.connections, { until: (connections) => connections.length === 1 })
+      yield* connected(server, 1)
       const next = yield* send(ask({ body: "x" }))
       assert.strictEqual((yield* next.receiveHead).status, 101)
       assert.strictEqual(decode(yield* next.receiveExactly(1)), "x")

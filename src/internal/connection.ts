@@ -86,6 +86,15 @@ export class ConnectionImpl<IO extends Duplex = Duplex> implements Public.Connec
     return this.ownScope
   }
 
+  /** Makes the Scope where a fiber runs that can make it for less. */
+  get scoped(): Effect.Effect<void> {
+    return this.ownScope !== undefined
+      ? Effect.void
+      : Effect.map(Scope.make(), (scope) => {
+          this.ownScope ??= scope
+        })
+  }
+
   get peer(): Public.Peer {
     const { remoteAddress, remoteFamily, remotePort } = this.socket as Addressed
     return { address: remoteAddress, port: remotePort, family: remoteFamily }
@@ -127,6 +136,10 @@ export class ConnectionImpl<IO extends Duplex = Duplex> implements Public.Connec
         return this.awaitClosed
       }
       this.closing = true
+      if (this.wire?.isLost && Exit.isSuccess(exit)) {
+        // Whatever the session made of it: the connection had no orderly end.
+        exit = Exit.fail(this.wire.error)
+      }
       const scope = this.ownScope
       return Effect.uninterruptible(
         Effect.zipRight(

@@ -39,7 +39,7 @@ import {
   type UpgradeError
 } from "../UpgradeError.js"
 import { inlineScheduler } from "./duplex/wire.js"
-import { contentOf, type Exchange, forbiddenField, Pending, type Settings } from "./exchange.js"
+import { contentOf, type Exchange, forbiddenField, type Host, Pending, type Settings } from "./exchange.js"
 import { listIncludes, matches, type Offer, parseOffers } from "./http1/offers.js"
 import { exchangeOf, hostOf } from "./requests.js"
 import { SessionRequest } from "./sessionRequest.js"
@@ -150,10 +150,19 @@ const choose = (
   if (host.draining) {
     return new ServerDraining()
   }
-  if (host.connections.size >= host.maxConnections) {
-    return new TooManyConnections({ limit: host.maxConnections })
+  return isFull(host) ? new TooManyConnections({ limit: host.maxConnections }) : protocol
+}
+
+/** Those that are about to be switched count too, or a burst would pass the limit. */
+const isFull = (host: Host): boolean => {
+  if (host.maxConnections === Infinity) {
+    return false
   }
-  return protocol
+  let taken = host.connections.size
+  host.exchanges.forEach((exchange) => {
+    taken += exchange.pending === undefined ? 0 : 1
+  })
+  return taken >= host.maxConnections
 }
 
 const settingsOf = (options: Options | undefined): Partial<Settings> | undefined => {
@@ -227,7 +236,9 @@ export const begin = (
     return Effect.matchEffect(chosen.check(request) as Effect.Effect<Headers.Headers, HandshakeRefused>, {
       onFailure: refuse,
       onSuccess: (fields) => {
-        const taken = takenBefore(exchange, chosen.token)
+        const taken =
+          takenBefore(exchange, chosen.token) ??
+          (isFull(exchange.host) ? new TooManyConnections({ limit: exchange.host.maxConnections }) : undefined)
         if (taken !== undefined) {
           return refuse(taken)
         }

@@ -75,11 +75,15 @@ class Client {
   }
 }
 
+const ignore = () => {}
+
 type Upgrading = [request: Http.IncomingMessage, stream: net.Socket, head: Buffer]
 
 /** The events of a server that gets a request, in the tick in which they fire. */
 const upgrade = <A>(server: Http.Server, onUpgrade: (...event: Upgrading) => A): Promise<A> =>
   new Promise((resolve) => {
+    // Without a listener Node destroys the socket, also when a body is complete whose event was emitted before
+    server.on("upgrade", ignore)
     server.once("upgrade", (request, stream, head) => {
       cleanups.push(() => request.socket.destroy())
       resolve(onUpgrade(request, stream as net.Socket, head))
@@ -479,8 +483,6 @@ describe.each([
     assert.strictEqual(String((await once(socket, "data"))[0]), "flows")
   })
 })
-
-const ignore = () => {}
 
 describe("a Duplex that is no socket", () => {
   it("tells nothing below it, and no timeouts", async () => {

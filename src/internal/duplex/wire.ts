@@ -550,11 +550,12 @@ export class Wire {
 
   /** The socket reported an error; 'close' follows. */
   failed(error: ConnectionError): void {
+    this.isLost ||= !this.closing
     this.fail(error)
   }
 
   private abort(error: ConnectionError): void {
-    this.fail(error)
+    this.failed(error)
     this.socket.destroy()
   }
 

@@ -24,10 +24,12 @@ const aborted = () => Object.assign(new Error("aborted"), { code: "ECONNRESET" }
 const isHttp11 = (request: IncomingMessage): boolean => request.httpVersionMajor === 1 && request.httpVersionMinor >= 1
 
 /** Whether the request lets the connection persist (RFC 9112 §9.3). */
-export const keepsAlive = (request: IncomingMessage): boolean =>
-  isHttp11(request)
-    ? !listIncludes(request.headers.connection, "close")
-    : listIncludes(request.headers.connection, "keep-alive")
+export const keepsAlive = (request: IncomingMessage): boolean => {
+  const { connection } = request.headers
+  return isHttp11(request)
+    ? connection === undefined || !/close/i.test(connection) || !listIncludes(connection, "close")
+    : listIncludes(connection, "keep-alive")
+}
 
 export class Http1Exchange extends Exchange {
   readonly request: IncomingMessage
