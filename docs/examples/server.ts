@@ -53,6 +53,9 @@ const explain = (port: number, cause: unknown): string =>
     ? `Port ${port} is taken. Stop what listens there, or choose another: PORT=${port + 1} npm start`
     : `Cannot listen on port ${port}: ${cause instanceof Error ? cause.message : String(cause)}`
 
+// Under npm a Ctrl-C comes twice, from the terminal and from npm: the second must not cut the sessions' two seconds short.
+process.on("SIGINT", () => {})
+
 port.pipe(
   Effect.mapError(() => `PORT must be a number from 0 to 65535, not ${JSON.stringify(process.env.PORT)}.`),
   Effect.flatMap((port) => Effect.mapError(server(port), ({ cause }) => explain(port, cause))),

@@ -140,11 +140,14 @@ const closing = (response: HttpServerResponse.HttpServerResponse) =>
 /** The last word on a response that is not a switch, for any request. */
 export const ordinary = (
   response: HttpServerResponse.HttpServerResponse,
-  keepsAlive: boolean
+  keepsAlive: boolean,
+  draining: boolean
 ): Effect.Effect<HttpServerResponse.HttpServerResponse> =>
   response.status >= 200
-    ? // Node takes any Connection field of ours, such as that of a 426, for a wish to persist
-      Effect.succeed(keepsAlive || response.headers.connection === undefined ? response : closing(response))
+    ? Effect.succeed(
+        // Node takes any Connection field of ours, such as that of a 426, for a wish to persist
+        draining || (!keepsAlive && response.headers.connection !== undefined) ? closing(response) : response
+      )
     : Effect.as(
         Effect.logError(
           response.status === 101
@@ -262,8 +265,8 @@ export abstract class Exchange {
   }
 
   /**
-   * Switches: the response is checked and completed, its turn awaited, its head written, and the connection given to
-   * `take`. Interruptible only while it waits; once the head goes out, it belongs to somebody.
+   * Switches: the response is checked and completed, its turn awaited, its head written, and the connection given to its
+   * owner. Interruptible only while it waits; once the head goes out, it belongs to somebody.
    */
   commit(
     pending: Pending,
@@ -301,8 +304,8 @@ export abstract class Exchange {
         this.phase = "Switching"
         this.decision.cancel()
         const limits = pending.limits === undefined ? this.host.settings : { ...this.host.settings, ...pending.limits }
-        const written = Effect.map(this.writeSwitch(protocol, statusText, headers, cookies, limits), (wire) =>
-          this.switched(pending, wire, limits)
+        const written = Effect.flatMap(this.writeSwitch(protocol, statusText, headers, cookies, limits), (wire) =>
+          Effect.map(this.connection.scoped, () => this.switched(pending, wire, limits))
         )
         return this.isReady ? written : Effect.zipRight(this.whenReady(restore, limits.bodyTimeout), written)
       })
@@ -408,9 +411,12 @@ export abstract class Exchange {
     if (this.isConnect) {
       // RFC 9110 §9.3.6: a 2xx would be the tunnel; and a client that was refused may have sent its bytes already
       const unanswered = isSuccessStatus(response.status) || (response.status === 404 && this.isUnrouted)
-      return Effect.map(ordinary(unanswered ? HttpServerResponse.empty({ status: 501 }) : response, true), closing)
+      return Effect.map(
+        ordinary(unanswered ? HttpServerResponse.empty({ status: 501 }) : response, true, true),
+        closing
+      )
     }
-    return Effect.map(ordinary(response, this.keepsAlive), (response) =>
+    return Effect.map(ordinary(response, this.keepsAlive, this.host.draining), (response) =>
       // The bytes behind a refusal may be the other protocol's: they must not be read as requests
       response.status >= 400 && (this.refused || response.status === 426) && this.hasInput
         ? closing(response)

@@ -453,12 +453,7 @@ class PeerImpl implements Peer {
     if (transport === undefined) {
       socket.destroy()
     } else if (transport.destroyed) {
-      // A TLSSocket that is destroyed in the same turn as the socket below it, with writes pending, ends the process
-      if (transport.closed) {
-        socket.destroy()
-      } else {
-        transport.once("close", () => setImmediate(() => socket.destroy()))
-      }
+      // A TLSSocket ends with the socket below it; one that is destroyed after a reset of that one ends the process
     } else {
       socket.once("close", () => transport.destroy())
       socket.destroy()

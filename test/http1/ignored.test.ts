@@ -28,7 +28,8 @@ const answers = {
   unread: Effect.succeed(HttpServerResponse.text("the body was not read")),
   empty: Effect.succeed(HttpServerResponse.empty()),
   notModified: Effect.succeed(HttpServerResponse.empty({ status: 304, headers: { etag: '"1"' } })),
-  stream: Effect.succeed(HttpServerResponse.stream(Stream.make(Buffer.from("first"), Buffer.from("second")))),
+  // In one chunk, as all streams here: how many Node makes of several depends on when each is written
+  stream: Effect.succeed(HttpServerResponse.stream(Stream.make(Buffer.from("streamed")))),
   cookie: Effect.flatMap(Effect.succeed(HttpServerResponse.text("")), HttpServerResponse.setCookie("a", "b")),
   slow: Effect.as(Effect.repeatN(turn, 3), HttpServerResponse.text("slow")),
   die: Effect.die("a defect"),
@@ -48,7 +49,6 @@ const answers = {
       Effect.map((text) => HttpServerResponse.text(`${text.length}`))
     )
   ),
-  // In one chunk, since how many come depends on the packets
   streamBody: Effect.flatMap(HttpServerRequest.HttpServerRequest, (request) =>
     Effect.map(Effect.orDie(Stream.runCollect(request.stream)), (pieces) =>
       HttpServerResponse.stream(Stream.make(Buffer.concat([Buffer.from(">"), ...pieces])))
@@ -76,6 +76,26 @@ const withoutUpgrade = (request: Uint8Array | string): Buffer => {
   return Buffer.concat([Buffer.from(head.replace(/\r\n$/, ""), "latin1"), bytes.subarray(end)])
 }
 
+/** What one request is answered with, up to the end of its connection. */
+const closedBehind = (request: string) =>
+  Effect.gen(function* () {
+    const [received, expected] = yield* Effect.forEach(
+      [
+        [yield* serve(app), request],
+        [yield* serveOrdinary(app), withoutUpgrade(request)]
+      ] as const,
+      ([{ connect }, bytes]) =>
+        Effect.scoped(
+          Effect.gen(function* () {
+            const peer = yield* connect
+            yield* peer.send(bytes)
+            return withoutDate(yield* peer.receiveAll)
+          })
+        )
+    )
+    assert.strictEqual(received, expected)
+  })
+
 const last = message("GET / HTTP/1.1", ["Host: a", "X-Answer: text", "Connection: close"])
 
 const ask = (running: Running, bytes: Uint8Array | string, at: ReadonlyArray<number> = []) =>
@@ -101,11 +121,8 @@ const answered = (requests: ReadonlyArray<string>, options: Pick<Options, "kind"
     return received
   })
 
-// "close" ends what can be compared, so it comes seldom
-const answer: FastCheck.Arbitrary<Answer> = FastCheck.oneof(
-  { weight: 12, arbitrary: FastCheck.constantFrom(...(Object.keys(answers) as Array<Answer>)) },
-  { weight: 1, arbitrary: FastCheck.constant("missing" as Answer) }
-)
+// What is sent behind "close" may reset the connection, so it is for requests by themselves; one more is for no route
+const answer = FastCheck.constantFrom("missing", ...Object.keys(answers).filter((answer) => answer !== "close"))
 
 const request = (expects: boolean) =>
   FastCheck.tuple(answer, FastCheck.boolean()).chain(([answer, asks]) =>
@@ -189,8 +206,12 @@ describe("an upgrade that is ignored", () => {
         }),
         asking("/", { fields: [...fields, "Expect: 100-continue"] })
       ]
-      yield* answered(requests)
-      yield* Effect.forEach(requests, (request) => answered([request]))
+      if (answer === "close") {
+        yield* Effect.forEach(requests, closedBehind)
+      } else {
+        yield* answered(requests)
+        yield* Effect.forEach(requests, (request) => answered([request]))
+      }
     })
   )
 

@@ -21,7 +21,7 @@ import type { Options } from "../../UpgradeServer.js"
 import { makeListener } from "../connection.js"
 import { ordinary } from "../exchange.js"
 import { makeHost, type ServerHost } from "../host.js"
-import { exchangeOf, registerExchange, registerHost } from "../requests.js"
+import { exchangeOf, hostOf, registerExchange, registerHost } from "../requests.js"
 import { Http1Exchange, keepsAlive } from "./exchange.js"
 import { answerForNobody, countRequest } from "./node.js"
 import { provideUpgrade } from "./platform.js"
@@ -35,7 +35,7 @@ const handledSymbol = Symbol.for("@effect/platform/HttpApp/handled")
 const last = (hook: App.PreResponseHandler) => HttpApp.appendPreResponseHandler(hook)
 
 const ordinaryHook: App.PreResponseHandler = (request, response) =>
-  ordinary(response, keepsAlive(NodeHttpServerRequest.toIncomingMessage(request)))
+  ordinary(response, keepsAlive(NodeHttpServerRequest.toIncomingMessage(request)), hostOf(request)?.draining === true)
 
 /** Nobody is left without an answer: a hook that dies on every response would leave the platform with none. */
 const answered = (fiber: Fiber.RuntimeFiber<any, any>, request: HttpServerRequest.HttpServerRequest): void => {
