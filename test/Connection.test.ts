@@ -55,7 +55,6 @@ describe("currentWith", () => {
       )
       yield* peer.send(ask())
       assert.strictEqual((yield* peer.receiveHead).status, 101)
-      yield* peer.end
       assert.strictEqual(decode(yield* peer.receiveAll), "alice true")
     })
   )

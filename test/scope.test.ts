@@ -422,6 +422,7 @@ describe("what is left after a connection", () => {
         yield* visit(1)
         yield* turns(20)
         const before = (yield* supervisor.value).length
+        assert.isAbove(before, 0)
         yield* visit(20)
         yield* turns(20)
         // What waits for the deadlines of a server is one fiber for each duration, not one for each connection

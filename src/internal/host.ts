@@ -14,7 +14,7 @@ import type { Options } from "../UpgradeServer.js"
 import { type ConnectionImpl, connectionOf } from "./connection.js"
 import { Deadlines } from "./deadlines.js"
 import type { Exchange, Host, Settings } from "./exchange.js"
-import { currentResponse } from "./http1/node.js"
+import { currentResponse, stopAtUpgrades } from "./http1/node.js"
 
 const defaults: Settings = {
   decisionTimeout: 60_000,
@@ -72,9 +72,10 @@ export class ServerHost implements Host {
     }
   }
 
-  /** Keeps the sockets in sight, so that idle ones do not hold up the shutdown. */
+  /** A socket is the HTTP server's, for the first time or again: kept in sight, lest an idle one hold up the shutdown. */
   readonly track = (socket: Duplex): void => {
     const { sockets } = this
+    stopAtUpgrades(socket)
     if (!sockets.has(socket)) {
       sockets.add(socket)
       socket.once("close", () => sockets.delete(socket))

@@ -76,7 +76,7 @@ export const wants = (request: Request, protocols: Protocol.Protocols): boolean 
 
 const obstacles = {
   HttpVersion: "HTTP/1.0 cannot be upgraded: its Upgrade field is ignored. Use HTTP/1.1.",
-  NoUpgrade: "The request has no Upgrade field that can be read. Send one, with the protocol to switch to.",
+  NoUpgrade: "The request has no Upgrade field, or none that can be read. Send one, with the protocol to switch to.",
   NoConnectionOption: 'The request does not list Upgrade in its Connection field. Send "Connection: Upgrade" with it.'
 }
 
@@ -224,7 +224,13 @@ export const begin = (
       if (exchange !== undefined) {
         exchange.refused = true
       }
-      return Effect.zipRight(completing(error), Effect.fail(error))
+      return Effect.zipRight(
+        // The client can do nothing about that: it is the program that serves elsewhere
+        error._tag === "NotUpgradable" && error.reason === "Server"
+          ? Effect.logWarning(error.message)
+          : completing(error),
+        Effect.fail(error)
+      )
     }
     if (exchange === undefined) {
       return refuse(withoutExchange(request, list))

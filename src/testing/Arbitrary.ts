@@ -7,12 +7,14 @@
  * like.
  *
  * @example
+ * ```ts
  * import { Arbitrary } from "effect-upgrade/testing"
  * import { FastCheck } from "effect"
  *
  * FastCheck.assert(
  *   FastCheck.property(Arbitrary.request(), ({ bytes }) => bytes.length > 0)
  * )
+ * ```
  *
  * @since 0.1.0
  */

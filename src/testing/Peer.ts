@@ -9,10 +9,11 @@
  * timer in it: what never comes is waited for until the test's own limit.
  *
  * @example
+ * ```ts
  * import { Peer } from "effect-upgrade/testing"
  * import { Effect } from "effect"
  *
- * const program = Effect.gen(function*() {
+ * export const program = Effect.gen(function*() {
  *   const peer = yield* Peer.connect({ port: 3000 })
  *   yield* peer.send("GET /echo HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\nearly")
  *   const head = yield* peer.receiveHead
@@ -20,6 +21,7 @@
  *   yield* peer.end
  *   return [head.status, new TextDecoder().decode(echoed)]
  * }).pipe(Effect.scoped)
+ * ```
  *
  * @since 0.1.0
  */

@@ -320,58 +320,54 @@ describe("strict framing", () => {
       content
     )
 
-  const cases: ReadonlyArray<readonly [string, string, ReadonlyArray<number>]> = [
-    ["gzip alone", refused(["Transfer-Encoding: gzip"], "x"), [400]],
-    ["gzip before chunked", refused(["Transfer-Encoding: gzip, chunked"], "0\r\n\r\n"), [501]],
-    ["an unknown coding", refused(["Transfer-Encoding: xchunked"], "0\r\n\r\n"), [400]],
-    ["chunked before another", refused(["Transfer-Encoding: chunked, identity"], "0\r\n\r\n"), [400]],
-    ["chunked twice", refused(["Transfer-Encoding: chunked, chunked"], "0\r\n\r\n"), [400]],
+  const cases: ReadonlyArray<readonly [string, string, 400 | 501]> = [
+    ["gzip alone", refused(["Transfer-Encoding: gzip"], "x"), 400],
+    ["gzip before chunked", refused(["Transfer-Encoding: gzip, chunked"], "0\r\n\r\n"), 501],
+    ["an unknown coding", refused(["Transfer-Encoding: xchunked"], "0\r\n\r\n"), 400],
+    ["chunked before another", refused(["Transfer-Encoding: chunked, identity"], "0\r\n\r\n"), 400],
+    ["chunked twice", refused(["Transfer-Encoding: chunked, chunked"], "0\r\n\r\n"), 400],
     [
       "chunked twice, over two lines",
       refused(["Transfer-Encoding: chunked", "Transfer-Encoding: chunked"], "0\r\n\r\n"),
-      [400]
+      400
     ],
-    ["chunked with a parameter", refused(["Transfer-Encoding: chunked;q=1"], "0\r\n\r\n"), [400]],
-    ["an empty coding", refused(["Transfer-Encoding:"], "0\r\n\r\n"), [400]],
+    ["chunked with a parameter", refused(["Transfer-Encoding: chunked;q=1"], "0\r\n\r\n"), 400],
+    ["an empty coding", refused(["Transfer-Encoding:"], "0\r\n\r\n"), 400],
     [
       "Content-Length with Transfer-Encoding",
       refused(["Content-Length: 5", "Transfer-Encoding: chunked"], "0\r\n\r\n"),
-      [400]
+      400
     ],
     [
       "Transfer-Encoding with Content-Length",
       refused(["Transfer-Encoding: chunked", "Content-Length: 5"], "0\r\n\r\n"),
-      [400]
+      400
     ],
-    ["Transfer-Encoding in HTTP/1.0", refused(["Transfer-Encoding: chunked"], "0\r\n\r\n", "1.0"), [400]],
-    ["two lengths", refused(["Content-Length: 1", "Content-Length: 2"], "xx"), [400]],
-    ["a list of lengths", refused(["Content-Length: 1, 1"], "x"), [400]],
-    ["a signed length", refused(["Content-Length: +1"], "x"), [400]],
-    ["a hexadecimal length", refused(["Content-Length: 0x1"], "x"), [400]],
-    ["an empty length", refused(["Content-Length:"], "x"), [400]],
-    ["a length beyond all numbers", refused(["Content-Length: 99999999999999999999"], "x"), [400]],
-    ["a chunk size that is no number", refused(["Transfer-Encoding: chunked"], "x\r\n"), [400]],
-    ["a negative chunk size", refused(["Transfer-Encoding: chunked"], "-1\r\nx\r\n"), [400]],
-    ["a chunk size beyond all numbers", refused(["Transfer-Encoding: chunked"], "fffffffffffffffff\r\n"), [400]],
-    ["a bare LF behind a chunk size", refused(["Transfer-Encoding: chunked"], "1\nx\n0\n\n"), [400]],
-    ["more content than the chunk says", refused(["Transfer-Encoding: chunked"], "1\r\nxy\r\n0\r\n\r\n"), [400]],
-    ["a bare LF at the end", refused(["Transfer-Encoding: chunked"], "0\r\n\n"), [400]],
-    ["a NUL in a chunk extension", refused(["Transfer-Encoding: chunked"], "1;\0\r\nx\r\n0\r\n\r\n"), [400]],
+    ["Transfer-Encoding in HTTP/1.0", refused(["Transfer-Encoding: chunked"], "0\r\n\r\n", "1.0"), 400],
+    ["two lengths", refused(["Content-Length: 1", "Content-Length: 2"], "xx"), 400],
+    ["a list of lengths", refused(["Content-Length: 1, 1"], "x"), 400],
+    ["a signed length", refused(["Content-Length: +1"], "x"), 400],
+    ["a hexadecimal length", refused(["Content-Length: 0x1"], "x"), 400],
+    ["an empty length", refused(["Content-Length:"], "x"), 400],
+    ["a length beyond all numbers", refused(["Content-Length: 99999999999999999999"], "x"), 400],
+    ["a chunk size that is no number", refused(["Transfer-Encoding: chunked"], "x\r\n"), 400],
+    ["a negative chunk size", refused(["Transfer-Encoding: chunked"], "-1\r\nx\r\n"), 400],
+    ["a chunk size beyond all numbers", refused(["Transfer-Encoding: chunked"], "fffffffffffffffff\r\n"), 400],
+    ["a bare LF behind a chunk size", refused(["Transfer-Encoding: chunked"], "1\nx\n0\n\n"), 400],
+    ["more content than the chunk says", refused(["Transfer-Encoding: chunked"], "1\r\nxy\r\n0\r\n\r\n"), 400],
+    ["a bare LF at the end", refused(["Transfer-Encoding: chunked"], "0\r\n\n"), 400],
+    ["a NUL in a chunk extension", refused(["Transfer-Encoding: chunked"], "1;\0\r\nx\r\n0\r\n\r\n"), 400],
     [
       "endless chunk extensions",
       refused(["Transfer-Encoding: chunked"], `1;${"x".repeat(20_000)}\r\nx\r\n0\r\n\r\n`),
-      [400, 413]
+      400
     ],
-    [
-      "endless trailers",
-      refused(["Transfer-Encoding: chunked"], `0\r\n${"X-Trailer: x\r\n".repeat(8000)}\r\n`),
-      [400, 431]
-    ]
+    ["endless trailers", refused(["Transfer-Encoding: chunked"], `0\r\n${"X-Trailer: x\r\n".repeat(8000)}\r\n`), 400]
   ]
 
   it.scoped.each(cases)(
     "RFC 9112 §6: %s is refused and the connection closed, whoever reads the body",
-    ([_, request, statuses]) =>
+    ([_, request, expected]) =>
       Effect.gen(function* () {
         for (const app of [echo, reading, Effect.succeed(HttpServerResponse.text("ordinary"))]) {
           const { connect, idle } = yield* serve(app)
@@ -380,7 +376,7 @@ describe("strict framing", () => {
           yield* peer.send(message("GET /smuggled HTTP/1.1", ["Host: a"]))
           const { status } = yield* peer.receiveHead
           // What ignores the request may have answered before the body was seen to be wrong
-          assert.include([...statuses, ...(app === echo || app === reading ? [] : [200])], status)
+          assert.include([expected, ...(app === echo || app === reading ? [] : [200])], status)
           const rest = Buffer.from(yield* Effect.orElseSucceed(peer.receiveAll, () => new Uint8Array())).toString()
           assert.notMatch(rest, /HTTP\/1\.1 (?:101|200)/)
           yield* peer.end

@@ -418,7 +418,15 @@ describe("a head", () => {
       })
   )
 
-  const anyOctet = Array.from({ length: 256 }, (_, i) => i)
+  // Of those that mean nothing to anybody some stand for all by default
+  const anyOctet = Array.from({ length: 256 }, (_, i) => i).filter(
+    (octet) =>
+      octet <= 0x20 ||
+      octet === 0x7f ||
+      octet % 13 === 0 ||
+      runs(0) > 0 ||
+      '",:;/\\='.includes(String.fromCharCode(octet))
+  )
   const fields: ReadonlyArray<readonly [string, (octet: string) => string]> = [
     ["the method", (octet) => asking("/").replace("GET", `G${octet}T`)],
     ["the target", (octet) => asking(`/a${octet}b`)],

@@ -45,8 +45,8 @@ const answers = {
   ),
   slowBody: Effect.flatMap(HttpServerRequest.HttpServerRequest, (request) =>
     Effect.repeatN(turn, 3).pipe(
-      Effect.zipRight(Effect.orDie(request.text)),
-      Effect.map((text) => HttpServerResponse.text(`${text.length}`))
+      Effect.zipRight(Effect.orDie(request.arrayBuffer)),
+      Effect.map((bytes) => HttpServerResponse.text(`${bytes.byteLength}`))
     )
   ),
   streamBody: Effect.flatMap(HttpServerRequest.HttpServerRequest, (request) =>

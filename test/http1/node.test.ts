@@ -109,57 +109,64 @@ describe("the event of an upgrade", () => {
     assert.deepStrictEqual(await counts, [0, 0, 0, 0])
   })
 
-  it("comes with the bytes behind the head, the socket itself, and no body of a request that has none", async () => {
+  it("comes with the bytes behind the head and the socket itself", async () => {
     const { port, server } = await listen()
-    const event = upgrade(server, (request, stream, head) => {
-      const stands = Node.awaitsBody(request, stream, () => assert.fail("there is no body"))
-      return [stands, stream === request.socket, head.toString()]
-    })
+    const event = upgrade(server, (request, stream, head) => [stream === request.socket, head.toString()])
     const client = await Client.connect(port)
     client.socket.write(`${asking("/")}early`)
-    assert.deepStrictEqual(await event, [false, true, "early"])
+    assert.deepStrictEqual(await event, [true, "early"])
   })
 
-  it("comes with the body parsed exactly where `framesBodies` says so", async () => {
-    const { port, server } = await listen()
-    const event = upgrade(server, async (request, _, head) =>
-      Node.framesBodies ? [await read(request), head.toString()] : ["", head.toString()]
-    )
-    const client = await Client.connect(port)
-    client.socket.write(asking("/", { method: "POST", fields: ["Content-Length: 4"], content: "BODYEARLY" }))
-    assert.deepStrictEqual(await event, Node.framesBodies ? ["BODY", "EARLY"] : ["", "BODYEARLY"])
-  })
-
-  it("comes with a stand-in for the socket while the body is incomplete, which `awaitsBody` tells and waits for", async () => {
-    const { port, server } = await listen()
-    const arrived: Array<string> = []
-    const event = upgrade(server, (request, stream) => {
-      const done = new Promise<void>((resolve) => {
-        const stands = Node.awaitsBody(request, stream, (behind) => {
-          arrived.push(behind.toString())
-          resolve()
+  it.each([
+    ["whole", ["Content-Length: 4"], "BODYEARLY"],
+    ["incomplete", ["Content-Length: 4"], "BO"],
+    ["to come", ["Content-Length: 4"], ""],
+    ["chunked and whole", ["Transfer-Encoding: chunked"], "4\r\nBODY\r\n0\r\n\r\nEARLY"],
+    ["chunked and incomplete", ["Transfer-Encoding: chunked"], "4\r\nBO"],
+    ["chunked and malformed", ["Transfer-Encoding: chunked"], "x\r\n"]
+  ])(
+    "comes with the socket itself and an unparsed body, %s, where the parser stops at it",
+    async (_, fields, content) => {
+      const { port, server } = await listen()
+      server.on("connection", Node.stopAtUpgrades)
+      for (let i = 0; i < 2; i++) {
+        const event = upgrade(server, (request, stream, head) => {
+          assert.strictEqual(stream, request.socket)
+          return { request, stream, head: head.toString() }
         })
-        assert.strictEqual(stands, Node.framesBodies)
-        if (!stands) {
-          resolve()
-        }
-      })
-      return { request, done }
+        const client = await Client.connect(port)
+        client.socket.write(asking("/", { method: "POST", fields, content }))
+        const { head, request, stream } = await event
+        assert.strictEqual(head, content)
+        assert.strictEqual(request.readableLength, 0)
+        // What comes next comes on the socket, and to nobody else
+        const next = once(stream, "data")
+        client.socket.write("LATE")
+        assert.strictEqual(String((await next)[0]), "LATE")
+      }
+    }
+  )
+
+  it("comes again on a socket that was given back, and ordinary bodies are parsed there as ever", async () => {
+    const { port, server } = await listen()
+    server.on("connection", Node.stopAtUpgrades)
+    server.on("request", (request, response) => {
+      read(request).then((text) => response.end(`read ${text}`))
     })
     const client = await Client.connect(port)
-    client.socket.write(asking("/", { method: "POST", fields: ["Content-Length: 4"], content: "BO" }))
-    const { done, request } = await event
-    if (Node.framesBodies) {
-      client.socket.write("DYEARLY")
-      assert.strictEqual(await read(request), "BODY")
-      await done
-      assert.deepStrictEqual(arrived, ["EARLY"])
-      // The socket is free: what comes next comes on it, and to nobody else
-      const next = once(request.socket, "data")
-      request.socket.resume()
-      client.socket.write("LATE")
-      assert.strictEqual(String((await next)[0]), "LATE")
+    const incomplete = asking("/", { method: "POST", fields: ["Content-Length: 4"], content: "BO" })
+    let event = upgrade(server, (_, stream, head) => ({ stream, head: head.toString() }))
+    client.socket.write(incomplete)
+    for (let i = 0; i < 3; i++) {
+      const { head, stream } = await event
+      assert.strictEqual(head, "BO")
+      event = upgrade(server, (_, stream, head) => ({ stream, head: head.toString() }))
+      Node.handBack(server, stream, [])
+      client.socket.write(message("POST / HTTP/1.1", ["Host: a", "Content-Length: 8"], "ordinary"))
+      await client.until("read ordinary")
+      client.socket.write(incomplete)
     }
+    await event
   })
 
   it("fires without a Host, with an expectation, and in HTTP/1.0, where Node would check an ordinary request", async () => {

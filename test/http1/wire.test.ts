@@ -1,3 +1,4 @@
+import * as Http from "node:http"
 import * as HttpApp from "@effect/platform/HttpApp"
 import * as HttpServerRequest from "@effect/platform/HttpServerRequest"
 import * as HttpServerResponse from "@effect/platform/HttpServerResponse"
@@ -649,6 +650,51 @@ describe("other responses", () => {
       for (const request of [message("GET / HTTP/1.1", ["Host: a"]), asking("/")]) {
         assert.strictEqual((yield* answer(connect, request)).status, 500)
       }
+    })
+  )
+})
+
+describe("a switched connection", () => {
+  it.scoped("is free of Node's own limits: of time, of requests, of closing what is idle", () =>
+    Effect.gen(function* () {
+      const { connect, server } = yield* serve(echo, {
+        node: { requestTimeout: 20, headersTimeout: 10, keepAliveTimeout: 1, connectionsCheckingInterval: 10 }
+      })
+      server.maxRequestsPerSocket = 1
+      const switchedOne = yield* connect
+      yield* switchedOne.send(asking("/"))
+      assert.strictEqual((yield* switchedOne.receiveHead).status, 101)
+      // Where the limits hold they have passed when one who sends half a request is told so
+      const slow = yield* connect
+      yield* slow.send("GET / HTTP/1.1\r\n")
+      assert.strictEqual((yield* slow.receiveHead).status, 408)
+      server.closeAllConnections()
+      yield* switchedOne.send("still here")
+      yield* switchedOne.end
+      assert.strictEqual(Buffer.from(yield* switchedOne.receiveAll).toString(), "still here")
+    })
+  )
+})
+
+describe("shouldUpgradeCallback", () => {
+  const node: Http.ServerOptions & { readonly shouldUpgradeCallback: () => boolean } = {
+    shouldUpgradeCallback: () => false
+  }
+  const supported = "shouldUpgradeCallback" in Http.createServer()
+
+  it.scoped.skipIf(!supported)("that says no makes a request an ordinary one, which is refused or ignored", () =>
+    Effect.gen(function* () {
+      const { connect } = yield* serve(
+        Effect.flatMap(
+          HttpServerRequest.HttpServerRequest,
+          ({ url }): App => (url === "/" ? echo : Effect.succeed(HttpServerResponse.text("plain")))
+        ),
+        { node }
+      )
+      const peer = yield* connect
+      yield* peer.send(asking("/ordinary") + asking("/"))
+      assert.strictEqual((yield* peer.receiveResponse).text, "plain")
+      assert.strictEqual((yield* peer.receiveResponse).status, 426)
     })
   )
 })

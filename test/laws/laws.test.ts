@@ -21,7 +21,7 @@ for (const [transport, targetLayer] of Object.entries(targets)) {
     layer(targetLayer, { excludeTestServices: true })((it) => {
       for (const name of Object.keys(Laws.laws) as Array<keyof typeof Laws.laws>) {
         it.effect(titles[name], () =>
-          Effect.flatMap(Target, (target) => Laws.laws[name](target, { numRuns: runs(20) }))
+          Effect.flatMap(Target, (target) => Laws.laws[name](target, { numRuns: runs(10) }))
         )
       }
     })

@@ -34,7 +34,7 @@ export const keepsAlive = (request: IncomingMessage): boolean => {
 export class Http1Exchange extends Exchange {
   readonly request: IncomingMessage
   readonly response: ServerResponse
-  private wire: Wire | undefined
+  private readonly wire: Wire
   /** The response has the socket: all earlier ones are sent. */
   private assigned = false
   private readyWaiters: Array<() => void> = []
@@ -46,27 +46,29 @@ export class Http1Exchange extends Exchange {
     host: Host,
     private readonly server: Server & { readonly requireHostHeader?: boolean },
     head: IncomingMessage,
-    stream: Duplex,
     early: Buffer
   ) {
     super(host, head.socket)
     const { socket } = this
     Node.clearTimeouts(socket)
     Node.allowHalfOpen(socket)
+    const wire = new Wire(socket, host.deadlines, host.settings)
+    this.wire = wire
+    wire.onDrained = () => Node.relayDrain(socket)
+    wire.onEof = this.onEof
+    socket.on("close", this.onSocketClose)
     const framing = requestFraming(head.rawHeaders, isHttp11(head) ? 1 : 0)
-    const framed = framing._tag === "Length" || framing._tag === "Chunked"
-    this.request = framed && !Node.framesBodies ? new FramedRequest(head, framing) : head
-    this.response = new ServerResponse(this.request)
+    const request = framing._tag === "Length" || framing._tag === "Chunked" ? new FramedRequest(head, framing) : head
+    this.request = request
+    this.response = new ServerResponse(request)
     Node.prepareResponse(this.response, server, this.keepsAlive)
     this.response.on("finish", () => this.finished())
     this.guardHead()
-    socket.on("close", this.onSocketClose)
-    const waits = Node.awaitsBody(head, stream, (behind) => {
-      this.takeWire(behind)
-      this.wake()
-    })
-    if (!waits) {
-      this.takeWire(early)
+    if (request instanceof FramedRequest) {
+      request.readFrom(wire, this.onBody)
+    }
+    if (early.length > 0) {
+      wire.receive(early)
     }
     this.takeTurn()
     if (Node.lacksFields(server, head)) {
@@ -134,40 +136,31 @@ export class Http1Exchange extends Exchange {
   }
 
   protected get hasInput(): boolean {
-    return this.wire === undefined || this.wire.hasInput
+    return this.wire.hasInput
   }
 
   // ------------------------------------------------------------------------------------------------------------- input
 
-  private takeWire(early: Buffer): void {
-    const { request, socket } = this
-    const wire = (this.wire = new Wire(socket, this.host.deadlines, this.host.settings))
-    wire.onDrained = () => Node.relayDrain(socket)
-    wire.onEof = () => {
-      if (!this.isReceived) {
-        // RFC 9112 §8: an incomplete request
-        this.request.destroy(aborted())
-        this.refuse(400)
-        this.wake()
-      }
+  private readonly onBody = (error: string | undefined): void => {
+    if (error !== undefined) {
+      this.refuse(400)
     }
-    if (request instanceof FramedRequest) {
-      request.readFrom(wire, (error) => {
-        if (error !== undefined) {
-          this.refuse(400)
-        }
-        // Once what lies behind the body is queued
-        queueMicrotask(() => this.wake())
-      })
-    }
-    if (early.length > 0) {
-      wire.receive(early)
+    // Once what lies behind the body is queued
+    queueMicrotask(() => this.wake())
+  }
+
+  private readonly onEof = (): void => {
+    if (!this.isReceived) {
+      // RFC 9112 §8: an incomplete request
+      this.request.destroy(aborted())
+      this.refuse(400)
+      this.wake()
     }
   }
 
-  /** The whole request was received, and the wire holds what lies behind it. */
+  /** The whole request was received: what the wire holds lies behind it. */
   private get isReceived(): boolean {
-    return this.wire !== undefined && !(this.request instanceof FramedRequest && !this.request.arrived)
+    return !(this.request instanceof FramedRequest) || this.request.arrived
   }
 
   /** What nobody reads of the body is discarded: the bytes behind it are waited for. */
@@ -312,7 +305,7 @@ export class Http1Exchange extends Exchange {
   ): Effect.Effect<Wire, ConnectionLost> {
     return Effect.suspend(() => {
       const { response, socket } = this
-      const wire = this.wire!
+      const { wire } = this
       const lost = (description: string) => {
         this.lost(description)
         return Effect.fail(new ConnectionLost({ protocol: protocol.token, description }))
@@ -351,7 +344,7 @@ export class Http1Exchange extends Exchange {
         this.taken()
         connection.session = this.fiber
         host.register(connection)
-        return { socket, head: Buffer.concat(this.wire!.release()) }
+        return { socket, head: Buffer.concat(this.wire.release()) }
       })
     )
   }
@@ -368,7 +361,7 @@ export class Http1Exchange extends Exchange {
     response.detachSocket(socket as IncomingMessage["socket"])
     setImmediate(Node.closeResponse, response)
     this.wake()
-    if (Node.isLast(response) || this.malformed || this.wire?.eof === true) {
+    if (Node.isLast(response) || this.malformed || this.wire.eof) {
       this.close()
     } else if (this.isReceived) {
       this.handBack()
@@ -389,17 +382,12 @@ export class Http1Exchange extends Exchange {
 
   private close(): void {
     this.socket.off("close", this.onSocketClose)
-    if (this.wire === undefined) {
-      this.socket.destroy()
-    } else {
-      this.host.fork(this.wire.close(true))
-    }
+    this.host.fork(this.wire.close(true))
   }
 
   private handBack(): void {
-    const { socket } = this
-    const { wire } = this
-    if (wire === undefined || this.malformed || wire.eof || wire.isClosed || socket.destroyed || socket.writableEnded) {
+    const { socket, wire } = this
+    if (this.malformed || wire.eof || wire.isClosed || socket.destroyed || socket.writableEnded) {
       this.close()
     } else {
       socket.off("close", this.onSocketClose)

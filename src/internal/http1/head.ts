@@ -24,5 +24,5 @@ export const switchHead = (
   for (const cookie of cookies) {
     head += `set-cookie: ${cookie}\r\n`
   }
-  return head + "\r\n"
+  return `${head}\r\n`
 }

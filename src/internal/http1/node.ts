@@ -9,6 +9,7 @@ import * as Tls from "node:tls"
 
 interface HttpSocket extends Duplex {
   _httpMessage?: Http.ServerResponse | null
+  parser?: { onIncoming: (request: Http.IncomingMessage & { upgrade?: boolean }, keepAlive: boolean) => number } | null
   setTimeout?: (millis: number) => void
 }
 
@@ -20,29 +21,23 @@ interface Response extends Http.ServerResponse {
   maxRequestsOnConnectionReached?: boolean
 }
 
-interface UpgradeStream extends Duplex {
-  requestBodyCompleted?: (head: Buffer | undefined) => void
-}
-
-/** From Node 26 on, `node:http` frames the body of an upgrading request itself. Before, its bytes lie behind the head. */
-export const framesBodies = Number(process.versions.node.split(".")[0]) >= 26
+const framesBodies = Number(process.versions.node.split(".")[0]) >= 26
 
 /**
- * Whether the event's stream stands in for the socket, as in Node 26 while the body is incomplete. `completed` is then
- * called with what lies behind the body, once it has arrived and the socket is free.
+ * Has the parser of a new connection stop at the head of an upgrading request, as it does up to Node 24. From 26 on it
+ * would parse the body too, and stand another stream in for the socket meanwhile, which swallows what is malformed, and
+ * announces one such request a connection. Framed here, bodies are the same on all versions.
  */
-export const awaitsBody = (
-  request: Http.IncomingMessage,
-  stream: Duplex,
-  completed: (head: Buffer) => void
-): boolean => {
-  if (stream === request.socket) {
-    return false
+export const stopAtUpgrades = (socket: Duplex): void => {
+  const { parser } = socket as HttpSocket
+  if (framesBodies && parser) {
+    const { onIncoming } = parser
+    // 2: the message ends with its head, and what follows is not HTTP
+    parser.onIncoming = (request, keepAlive) => {
+      const result = onIncoming(request, keepAlive)
+      return request.upgrade ? 2 : result
+    }
   }
-  const upgrade = stream as UpgradeStream
-  upgrade.on("error", () => {})
-  upgrade.requestBodyCompleted = (head) => completed(head ?? Buffer.alloc(0))
-  return true
 }
 
 /**

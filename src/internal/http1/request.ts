@@ -1,6 +1,6 @@
 /**
- * An upgrading request whose body this library frames: up to Node 24 the parser stops at the head of such a request, and
- * leaves the body's bytes, framing and all, in front of the other protocol's.
+ * An upgrading request whose body this library frames: the parser stops at the head of such a request, and leaves the
+ * body's bytes, framing and all, in front of the other protocol's.
  */
 import { IncomingMessage } from "node:http"
 import type { Wire } from "../duplex/wire.js"

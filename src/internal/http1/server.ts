@@ -133,8 +133,8 @@ export const open = (
         handle(request, response)
       }
     }
-    const onUpgrade = (head: IncomingMessage, stream: Duplex, early: Buffer) => {
-      const exchange = new Http1Exchange(host, server, head, stream, early)
+    const onUpgrade = (head: IncomingMessage, _socket: Duplex, early: Buffer) => {
+      const exchange = new Http1Exchange(host, server, head, early)
       if (exchange.admit()) {
         registerExchange(exchange.request, exchange)
         handle(exchange.request, exchange.response)

@@ -12,6 +12,7 @@ import * as Exit from "effect/Exit"
 import * as FastCheck from "effect/FastCheck"
 import * as Runtime from "effect/Runtime"
 import type * as Scope from "effect/Scope"
+import * as Unhandled from "./unhandled.js"
 
 /** What did not hold, in a sentence. */
 export class Broken {
@@ -47,47 +48,52 @@ export const check = <A>(
   arbitrary: FastCheck.Arbitrary<A>,
   show: (input: A) => ReadonlyArray<string>,
   run: (input: A, trace: Trace) => Effect.Effect<void, Broken, Scope.Scope>,
-  options: Options
+  { numRuns, path, seed, timeout }: Options
 ): Effect.Effect<void, Counterexample> =>
-  Effect.flatMap(Effect.runtime<never>(), (runtime) =>
-    Effect.flatMap(
-      Effect.promise((signal) => {
-        let shrinkUntil = Infinity
-        const property = FastCheck.asyncProperty(arbitrary, async (input) => {
-          if (signal.aborted || performance.now() > shrinkUntil) {
-            return
-          }
-          const trace: Trace = { waitsFor: "nothing" }
-          const exit = await Runtime.runPromiseExit(runtime)(
-            limited(Effect.scoped(run(input, trace)), trace, options.timeout),
-            { signal }
-          )
-          if (Exit.isFailure(exit)) {
-            shrinkUntil = Math.min(shrinkUntil, performance.now() + shrinkMillis(options.timeout))
-            throw exit
-          }
-        })
-        const { numRuns, path, seed } = options
-        return FastCheck.check(property, {
-          numRuns,
-          ...(seed === undefined ? {} : { seed }),
-          // A counterexample that is tried again is not made smaller again
-          ...(path === undefined ? {} : { path, endOnFailure: true })
-        })
-      }),
-      (details): Effect.Effect<void, Counterexample> => {
-        if (!details.failed || details.counterexample === null) {
-          return Effect.void
+  Effect.gen(function* () {
+    const unhandled = yield* Unhandled.watch
+    const runtime = yield* Effect.runtime<never>()
+    const details = yield* Effect.promise((signal) => {
+      let shrinkUntil = Infinity
+      const property = FastCheck.asyncProperty(arbitrary, async (input) => {
+        if (signal.aborted || performance.now() > shrinkUntil) {
+          return
         }
-        return Effect.fail({
-          reason: reasonOf(details.errorInstance),
-          input: show(details.counterexample[0]),
-          seed: details.seed,
-          path: details.counterexamplePath ?? undefined
-        })
-      }
-    )
-  )
+        const trace: Trace = { waitsFor: "nothing" }
+        const tried = Effect.flatMap(Effect.exit(limited(Effect.scoped(run(input, trace)), trace, timeout)), (exit) =>
+          // What was thrown tells more than what then did not come
+          Effect.flatMap(unhandled, ([error]) => (error === undefined ? exit : broken(`there was an ${error}`)))
+        )
+        const exit = await Runtime.runPromiseExit(runtime)(tried, { signal })
+        if (Exit.isFailure(exit)) {
+          shrinkUntil = Math.min(shrinkUntil, performance.now() + shrinkMillis(timeout))
+          throw exit
+        }
+      })
+      return FastCheck.check(property, {
+        numRuns,
+        ...(seed === undefined ? {} : { seed }),
+        // A counterexample that is tried again is not made smaller again
+        ...(path === undefined ? {} : { path, endOnFailure: true })
+      })
+    })
+    const [late] = yield* unhandled
+    if (details.failed && details.counterexample !== null) {
+      yield* Effect.fail<Counterexample>({
+        reason: reasonOf(details.errorInstance),
+        input: show(details.counterexample[0]),
+        seed: details.seed,
+        path: details.counterexamplePath ?? undefined
+      })
+    } else if (late !== undefined) {
+      yield* Effect.fail<Counterexample>({
+        reason: `when all was over, there was an ${late}`,
+        input: ["does what it did in all runs"],
+        seed: details.seed,
+        path: undefined
+      })
+    }
+  }).pipe(Effect.scoped)
 
 // A TestClock does not move by itself, and real sockets do not wait for it
 const limited = <A, R>(self: Effect.Effect<A, Broken, R>, trace: Trace, millis: number): Effect.Effect<A, Broken, R> =>

@@ -9,7 +9,10 @@ import type { Head, Peer, Response } from "../../testing/Peer.js"
 import { type Broken, broken, difference, quote, type Trace } from "./property.js"
 import { type Found, findHead, findResponse } from "./response.js"
 
-/** A response as it came, its Date masked. Two that are equal were equal on the wire. */
+/**
+ * A response as it came, its Date masked and its chunks joined: two that are equal were equal on the wire, but for where
+ * a body was split into chunks, which is up to what the socket took at the time.
+ */
 export interface Answer {
   readonly head: Head
   readonly text: string
@@ -84,8 +87,9 @@ export class Reader {
         return found
       }
       const { length, value: head } = found
-      const body = head.interim === undefined ? length : sizeOf([...head.interim, head])
-      const text = masked(bytes.toString("latin1", 0, body)) + bytes.toString("latin1", body, length)
+      const { body = Buffer.alloc(0), interim = [], trailers = {} } = head
+      const heads = masked([...interim, head].map(({ raw }) => raw).join(""))
+      const text = heads + Buffer.from(body).toString("latin1") + Object.entries(trailers).flat().join("\r\n")
       return { value: { head, text }, length }
     })
   }
@@ -131,5 +135,3 @@ export class Reader {
     })
   }
 }
-
-const sizeOf = (heads: ReadonlyArray<Head>): number => heads.reduce((size, { raw }) => size + raw.length, 0)
