@@ -6,7 +6,6 @@ import * as HttpServerRespondable from "@effect/platform/HttpServerRespondable"
 import * as HttpServerResponse from "@effect/platform/HttpServerResponse"
 import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
-import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -299,14 +298,20 @@ export const claim = ({ exchange, pending }: Begun): Effect.Effect<UpgradedImpl,
     })
   )
 
-/** The response that a session's wrapper waits for, in place of the handler's own writing it. */
+/** Where a wrapped handler's switch becomes the value of its route. */
 interface Boundary {
-  readonly answered: Deferred.Deferred<{
-    readonly response: HttpServerResponse.HttpServerResponse
-    readonly hooks: Option.Option<HttpApp.PreResponseHandler>
-  }>
-  crossed: boolean
-  protocol: string
+  /** The fiber of the handler. */
+  fiber: Fiber.RuntimeFiber<any, any> | undefined
+  /** The 101 that it is to be answered with, and the hooks that the handler registered before. */
+  answer:
+    | {
+        readonly protocol: string
+        readonly response: HttpServerResponse.HttpServerResponse
+        readonly hooks: Option.Option<HttpApp.PreResponseHandler>
+      }
+    | undefined
+  /** Called when there is an answer. */
+  wake: () => void
 }
 
 const currentBoundary: FiberRef.FiberRef<Boundary | undefined> = globalValue(
@@ -327,7 +332,7 @@ export const direct = (
         pending.claimed = true
         const boundary = fiber.getFiberRef(currentBoundary)
         const switched =
-          boundary !== undefined && !boundary.crossed
+          boundary !== undefined && boundary.answer === undefined
             ? cross(boundary, begun, fiber, restore)
             : Effect.onError(inPlace(begun, fiber, restore), () =>
                 Effect.sync(() => {
@@ -379,13 +384,13 @@ const cross = (
   fiber: Fiber.RuntimeFiber<any, any>,
   restore: Restore
 ): Effect.Effect<UpgradedImpl, UpgradeError> => {
-  boundary.crossed = true
-  boundary.protocol = begun.pending.protocol.token
-  Deferred.unsafeDone(
-    boundary.answered,
-    Effect.succeed({ response: begun.response, hooks: fiber.getFiberRef(HttpApp.currentPreResponseHandlers) })
-  )
-  begun.pending.session = fiber
+  begun.pending.session = boundary.fiber ?? fiber
+  boundary.answer = {
+    protocol: begun.pending.protocol.token,
+    response: begun.response,
+    hooks: fiber.getFiberRef(HttpApp.currentPreResponseHandlers)
+  }
+  boundary.wake()
   return restore(begun.pending.await).pipe(
     // Somebody round the route answered in its place: there is nothing to go on with.
     Effect.catchTag("NotSwitched", () => Effect.interrupt)
@@ -403,31 +408,53 @@ export const session = <E, R>(
     Effect.gen(function* () {
       const requestScope = yield* Effect.scope
       const scope = yield* Scope.make()
-      const boundary: Boundary = { answered: Deferred.unsafeMake(FiberId.none), crossed: false, protocol: "" }
+      const boundary: Boundary = { fiber: undefined, answer: undefined, wake: () => {} }
       const fiber = yield* restore(Scope.extend(handler, scope)).pipe(
-        Effect.onExit((exit) => (boundary.crossed ? Scope.close(scope, exit) : Effect.void)),
-        Effect.tapErrorCause((cause) =>
-          boundary.crossed && !Cause.isInterruptedOnly(cause) ? logFailure(boundary.protocol, cause) : Effect.void
-        ),
         Effect.locally(currentBoundary, boundary),
         Effect.forkDaemon
       )
-      const answered = restore(
-        Effect.raceFirst(
-          Effect.map(Deferred.await(boundary.answered), (answer) => ({ _tag: "Switching" as const, answer })),
-          Effect.map(Fiber.await(fiber), (exit) => ({ _tag: "Ended" as const, exit }))
-        )
+      boundary.fiber = fiber
+      fiber.addObserver((exit) => {
+        if (boundary.answer !== undefined) {
+          const closed = Scope.close(scope, exit)
+          runAfter(
+            fiber,
+            isFailure(exit) ? Effect.zipRight(logFailure(boundary.answer.protocol, exit.cause), closed) : closed
+          )
+        }
+      })
+      yield* restore(
+        Effect.async<void>((resume) => {
+          const wake = () => resume(Effect.void)
+          boundary.wake = wake
+          fiber.addObserver(wake)
+          return Fiber.interrupt(fiber)
+        })
       )
-      const outcome = yield* Effect.onInterrupt(answered, () => Fiber.interrupt(fiber))
-      if (outcome._tag === "Switching") {
-        yield* FiberRef.set(HttpApp.currentPreResponseHandlers, outcome.answer.hooks)
-        return outcome.answer.response
+      if (boundary.answer !== undefined) {
+        yield* FiberRef.set(HttpApp.currentPreResponseHandlers, boundary.answer.hooks)
+        return boundary.answer.response
       }
       yield* Fiber.inheritAll(fiber)
       yield* Scope.addFinalizerExit(requestScope, (exit) => Scope.close(scope, exit))
-      return yield* outcome.exit
+      return yield* yield* Fiber.await(fiber)
     })
   )
+
+/** Runs what follows a fiber that has ended, with its services and fiber refs. */
+const runAfter = (fiber: Fiber.RuntimeFiber<any, any>, effect: Effect.Effect<unknown>): void => {
+  Runtime.runFork(
+    Runtime.make({
+      context: fiber.currentContext,
+      fiberRefs: fiber.getFiberRefs(),
+      runtimeFlags: sessionFlags
+    }),
+    effect
+  )
+}
+
+const isFailure = <E>(exit: Exit.Exit<unknown, E>): exit is Exit.Failure<unknown, E> =>
+  Exit.isFailure(exit) && !Cause.isInterruptedOnly(exit.cause)
 
 /** Of a request's fiber, what a session that outlives it has: not the request's message, Scope, span or hooks. */
 const sessionRuntime = (
@@ -480,16 +507,8 @@ const runSession = <E>(
   connection.session = fiber
   // By an observer rather than a finalizer: an idle session holds no frames for it.
   fiber.addObserver((exit) => {
-    const failed = Exit.isFailure(exit) && !Cause.isInterruptedOnly(exit.cause)
     const closed = connection.close(exit)
-    Runtime.runFork(
-      Runtime.make({
-        context: fiber.currentContext,
-        fiberRefs: fiber.getFiberRefs(),
-        runtimeFlags: sessionFlags
-      }),
-      failed ? Effect.zipRight(reported(upgraded, exit.cause, onFailure), closed) : closed
-    )
+    runAfter(fiber, isFailure(exit) ? Effect.zipRight(reported(upgraded, exit.cause, onFailure), closed) : closed)
   })
 }
 

@@ -217,6 +217,32 @@ describe("pre-response hooks", () => {
     })
   )
 
+  it.scoped("registered inside a session before its upgrade reach the 101, once", () =>
+    Effect.gen(function* () {
+      let runs = 0
+      const { send } = yield* serve(
+        Upgrade.session(
+          Effect.gen(function* () {
+            yield* HttpApp.appendPreResponseHandler((_request, response) =>
+              Effect.sync(() => {
+                runs = runs + 1
+                return HttpServerResponse.setHeader(response, "x-hook", "1")
+              })
+            )
+            const upgraded = yield* Upgrade.upgrade(echo)
+            yield* echoing(upgraded)
+            return Upgrade.done
+          })
+        )
+      )
+      const peer = yield* send(ask())
+      assert.strictEqual((yield* peer.receiveHead).headers["x-hook"], "1")
+      yield* peer.end
+      yield* peer.receiveAll
+      assert.strictEqual(runs, 1)
+    })
+  )
+
   it.scoped("registered behind a direct upgrade see the response that is discarded", () =>
     Effect.gen(function* () {
       const seen: Array<number> = []

@@ -692,8 +692,10 @@ describe("shouldUpgradeCallback", () => {
         { node }
       )
       const peer = yield* connect
-      yield* peer.send(asking("/ordinary") + asking("/"))
+      // One after the other: Node loses what is pipelined behind such a request
+      yield* peer.send(asking("/ordinary"))
       assert.strictEqual((yield* peer.receiveResponse).text, "plain")
+      yield* peer.send(asking("/"))
       assert.strictEqual((yield* peer.receiveResponse).status, 426)
     })
   )
