@@ -240,20 +240,28 @@ export const oneAnswer: Law = law(
       ),
       sent.oneOf(target.switched, sent.offering(target.protocol)),
       sent.payload(target),
-      sent.splits
-    ).map(([requests, request, early, split]) => ({
+      sent.splits,
+      FastCheck.boolean()
+    ).map(([requests, request, early, split, late]) => ({
       requests,
       early,
+      late,
       all: split(...requests.map(({ bytes }) => bytes), request.bytes, early)
     })),
-  ({ all }) => [sent.show(all), "reads the answers, the 101 and the echo, and ends"],
-  (target, { all, early, requests }, trace) =>
+  ({ all, late }) => [
+    sent.show(all),
+    `reads the answers, the 101 and the echo${late ? ", but only when nothing more is taken" : ""}, and ends`
+  ],
+  (target, { all, early, late, requests }, trace) =>
     Effect.gen(function* () {
       const answers = yield* received.answersTo(target, trace, requests)
       const reader = yield* received.connected(target, trace)
       yield* received.meanwhile(
         received.send(reader, all),
         Effect.gen(function* () {
+          if (late) {
+            yield* received.settled(() => reader.peer.socket.writableLength)
+          }
           yield* received.expectAnswers(reader, requests, answers)
           yield* received.expectSwitch(reader)
           yield* received.expectEcho(reader, early)

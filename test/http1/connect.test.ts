@@ -1,6 +1,7 @@
 import * as HttpRouter from "@effect/platform/HttpRouter"
 import * as HttpServerRequest from "@effect/platform/HttpServerRequest"
 import * as HttpServerResponse from "@effect/platform/HttpServerResponse"
+import * as NodeHttpServerRequest from "@effect/platform-node/NodeHttpServerRequest"
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Stream from "effect/Stream"
@@ -186,6 +187,22 @@ describe("the answer to a CONNECT", () => {
         yield* peer.end
         yield* idle
       })
+  )
+
+  it.scoped("RFC 9110 §9.3.6: is 501 in place of a 2xx that a handler writes by itself, past the platform", () =>
+    Effect.gen(function* () {
+      const { connect } = yield* serve(
+        Effect.map(HttpServerRequest.HttpServerRequest, (request) => {
+          const response = NodeHttpServerRequest.toServerResponse(request)
+          response.writeHead(200, { "content-length": "0" })
+          response.end()
+          return HttpServerResponse.empty()
+        })
+      )
+      const peer = yield* connect
+      yield* peer.send(connecting("example.com:443"))
+      assert.strictEqual((yield* peer.receiveResponse).status, 501)
+    })
   )
 
   it.scoped("is a refusal where the handler speaks no tunnel, and does not name CONNECT as a token", () =>

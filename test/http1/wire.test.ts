@@ -2,6 +2,7 @@ import * as Http from "node:http"
 import * as HttpApp from "@effect/platform/HttpApp"
 import * as HttpServerRequest from "@effect/platform/HttpServerRequest"
 import * as HttpServerResponse from "@effect/platform/HttpServerResponse"
+import * as NodeHttpServerRequest from "@effect/platform-node/NodeHttpServerRequest"
 import { assert, describe, it } from "@effect/vitest"
 import * as Chunk from "effect/Chunk"
 import * as Deferred from "effect/Deferred"
@@ -650,6 +651,26 @@ describe("other responses", () => {
       for (const request of [message("GET / HTTP/1.1", ["Host: a"]), asking("/")]) {
         assert.strictEqual((yield* answer(connect, request)).status, 500)
       }
+    })
+  )
+})
+
+describe("a handler that writes by itself, past the platform", () => {
+  it.scoped("gets a 500 in place of its 101 on a request that asks for a switch, and is served otherwise", () =>
+    Effect.gen(function* () {
+      const { connect } = yield* serve(
+        Effect.map(HttpServerRequest.HttpServerRequest, (request) => {
+          const response = NodeHttpServerRequest.toServerResponse(request)
+          response.writeHead(request.url === "/101" ? 101 : 203, { "content-length": "0" })
+          response.end()
+          return HttpServerResponse.empty()
+        })
+      )
+      const peer = yield* connect
+      yield* peer.send(asking("/203"))
+      assert.strictEqual((yield* peer.receiveResponse).status, 203)
+      yield* peer.send(asking("/101"))
+      assert.strictEqual((yield* peer.receiveResponse).status, 500)
     })
   )
 })

@@ -54,6 +54,7 @@ export class Http1Exchange extends Exchange {
     Node.allowHalfOpen(socket)
     const wire = new Wire(socket, host.deadlines, host.settings)
     this.wire = wire
+    Node.readAgain(socket)
     wire.onDrained = () => Node.relayDrain(socket)
     wire.onEof = this.onEof
     socket.on("close", this.onSocketClose)

@@ -97,6 +97,15 @@ export const clearTimeouts = (socket: Duplex): void => {
   ;(socket as HttpSocket).setTimeout?.(0)
 }
 
+/**
+ * Starts reading again where Node stopped it, because pipelined responses had filled the socket: it takes off the
+ * listeners that would have, and the stream goes on waiting for a read that was stopped below it. A push of nothing ends
+ * that read.
+ */
+export const readAgain = (socket: Duplex): void => {
+  socket.push(Buffer.alloc(0))
+}
+
 /** A socket that Node accepted for HTTP half-closes, also where it is TLS. */
 export const allowHalfOpen = (socket: Duplex): void => {
   socket.allowHalfOpen = true
