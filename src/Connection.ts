@@ -222,7 +222,8 @@ export const fork: {
 } = dual(2, <A, E, R>(effect: Effect.Effect<A, E, R>, self: Connection) => Effect.forkIn(effect, self.scope))
 
 /**
- * Done when the connection is closed and its finalizers have run.
+ * Done when the connection is closed and its finalizers have run; not for one of those finalizers, which would wait for
+ * itself.
  *
  * @since 0.1.0
  * @category scope

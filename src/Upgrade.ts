@@ -46,7 +46,7 @@ import { isUpgradeError, type SwitchError, type UpgradeError } from "./UpgradeEr
  *   Transfer-Encoding among them is `BodyOn101`; a control character is `HandshakeRefused` with status 500.
  * - `bodyTimeout` (30 s): how long the switch waits for the rest of the request's body.
  * - `claimTimeout` (10 s): how long a connection of `respond` may lie unclaimed, before it is closed with a warning.
- * - `writeTimeout` (30 s): how long a write may wait while the peer takes nothing.
+ * - `writeTimeout` (2 min): how long a write may wait while nothing leaves the process (a slow peer empties the system's own buffer first).
  * - `idleTimeout` (1 h): how long nothing at all may move, either way. `Duration.infinity` to let it rest for ever.
  * - `closeTimeout` (5 s): how long closing may take, from the FIN to the peer's.
  *

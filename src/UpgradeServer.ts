@@ -7,7 +7,7 @@
  * its body framed, its place behind earlier responses kept.
  *
  * When the layer closes, no more switches are made (503), ordinary requests are finished, sessions get `drainTimeout` to
- * end and are interrupted then, and the layer is done when every socket is closed.
+ * end and are interrupted then, and the layer is done when every socket is closed. What cannot be interrupted holds it up.
  *
  * @since 0.1.0
  */
@@ -43,10 +43,11 @@ import { contextOf } from "./internal/http1/services.js"
  *   interrupted, and the client gets 503. Ordinary requests have no such limit.
  * - `bodyTimeout` (30 s): how long a switch waits for the rest of the request's body. Then the client gets 408.
  * - `claimTimeout` (10 s): how long a connection of `Upgrade.respond` may lie unclaimed before it is closed.
- * - `writeTimeout` (30 s): how long a write may wait while the peer takes nothing, before `ConnectionError` `Timeout`.
+ * - `writeTimeout` (2 min): how long a write may wait while nothing leaves the process (a slow peer empties the system's own buffer first), before `ConnectionError` `Timeout`.
  * - `idleTimeout` (1 h): how long nothing may move on a switched connection, either way, before the same.
  * - `closeTimeout` (5 s): how long closing may take, from the FIN to the peer's.
- * - `drainTimeout` (0): how long sessions may go on after the shutdown began, before they are interrupted.
+ * - `drainTimeout` (0): how long sessions, and requests that offer a switch, may go on after the shutdown began, before
+ *   they are interrupted.
  * - `maxConnections` (no limit): how many connections may be switched at a time. One more gets 503.
  *
  * The times of a switch can be set for it alone, in `Upgrade.Options`. `Duration.infinity` switches one off.
@@ -72,7 +73,7 @@ export interface Options {
  * - `connections`: those that are open now.
  * - `draining`: whether the shutdown has begun.
  * - `drain`: begins it: no more switches are made, and it is done when every connection has ended, after `drainTimeout`
- *   at the latest. Ordinary requests are still served.
+ *   unless one cannot be interrupted. Ordinary requests are still served.
  *
  * @since 0.1.0
  * @category services

@@ -31,7 +31,7 @@ import * as Predicate from "effect/Predicate"
 import type * as Sink from "effect/Sink"
 import type * as Stream from "effect/Stream"
 import type * as Types from "effect/Types"
-import type { Connection, Listener } from "./Connection.js"
+import { type Connection, type Listener, Net, Tls } from "./Connection.js"
 import * as internal from "./internal/duplex/adapters.js"
 import { TypeId as internalTypeId, type UpgradedImpl } from "./internal/upgraded.js"
 import type { ConnectionError } from "./UpgradeError.js"
@@ -69,6 +69,9 @@ export interface Upgraded<out IO extends Duplex = Duplex, out Token extends stri
   readonly connection: Connection<IO>
 }
 
+/** What listens for TLS accepts sockets too. */
+const isListenedBy = (own: string, asked: string) => own === asked || (own === Tls.key && asked === Net.key)
+
 const wireOf = (self: Upgraded) => (self as UpgradedImpl).wire
 
 /**
@@ -94,7 +97,8 @@ export const pull = (self: Upgraded): Effect.Effect<Chunk.Chunk<Uint8Array>, Opt
 /**
  * Reads exactly `size` bytes, and leaves the rest for the next reader.
  *
- * Fails with `ConnectionError`; with `Closed` where the peer's FIN comes before: what had come until then is put back.
+ * Fails with `ConnectionError`; with `Closed` where the peer's FIN comes before: what had come until then is put back. A
+ * size that the peer told must be bounded by the program: so much is held. One that is no number of bytes is a defect.
  *
  * @since 0.1.0
  * @category reading
@@ -109,7 +113,7 @@ export const readExactly: {
  *
  * Everything that has arrived is one batch, and the handler's effect runs in the calling fiber: one that finishes
  * synchronously costs no switch of fibers. While it runs, what arrives is kept, up to a bound at which the peer is
- * stopped; the handler may itself read on, other fibers are told `Busy`. Fails with `ConnectionError` as `pull` does, and with the handler's own errors.
+ * stopped; the handler may read on in its own fiber, others are told `Busy`. Fails with `ConnectionError` as `pull` does, and with the handler's own errors.
  *
  * @example
  * ```ts
@@ -279,7 +283,7 @@ export const downcast: {
     type: (abstract new (...args: any) => T) | Context.Tag<any, Listener<T>>
   ): Either.Either<Upgraded<T, Token>, Upgraded<IO, Token>> => {
     const fits = Context.isTag(type)
-      ? self.connection.listener.key === type.key
+      ? isListenedBy(self.connection.listener.key, type.key)
       : (self.socket as Duplex) instanceof (type as abstract new (...args: any) => T)
     return fits ? Either.right(self as Upgraded<any, Token>) : Either.left(self)
   }

@@ -158,6 +158,14 @@ export class ConnectionImpl<IO extends Duplex = Duplex> implements Public.Connec
     })
   }
 
+  /**
+   * `close`, for a finalizer of the owner's: it does not wait where the connection is closing already, since that may be
+   * what closes the owner.
+   */
+  release(exit: Exit.Exit<unknown, unknown>): Effect.Effect<void> {
+    return Effect.suspend(() => (this.closing ? Effect.void : this.close(exit)))
+  }
+
   /** Ends the session, and with it the connection. */
   shutdown(): Effect.Effect<void> {
     return Effect.suspend(() =>

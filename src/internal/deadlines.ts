@@ -27,8 +27,8 @@ class Lane {
   readonly entries = new Set<Entry>()
   running = false
   constructor(
-    readonly millis: number,
-    readonly clock: Clock.Clock
+    readonly clock: Clock.Clock,
+    private readonly over: () => void
   ) {}
 
   /** Sleeps from one deadline to the next, and ends when there is none. */
@@ -42,6 +42,7 @@ class Lane {
       entry.expire()
     }
     this.running = false
+    this.over()
     return Effect.void
   })
 }
@@ -61,7 +62,7 @@ export class Deadlines {
     }
     let lane = this.lanes.get(millis)
     if (lane === undefined) {
-      lane = new Lane(millis, this.clock)
+      lane = new Lane(this.clock, () => this.lanes.delete(millis))
       this.lanes.set(millis, lane)
     }
     const entry = new Entry(lane, this.clock.unsafeCurrentTimeMillis() + millis, expire)

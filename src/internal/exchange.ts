@@ -56,7 +56,9 @@ export interface Host {
   readonly deadlines: Deadlines
   readonly connections: ReadonlySet<ConnectionImpl>
   /** Requests that offer a switch and are not yet answered. */
-  readonly exchanges: Set<Exchange>
+  readonly exchanges: ReadonlySet<Exchange>
+  readonly enter: (exchange: Exchange) => void
+  readonly leave: (exchange: Exchange) => void
   readonly register: (connection: ConnectionImpl) => void
   readonly draining: boolean
   readonly fork: (effect: Effect.Effect<void>) => void
@@ -72,6 +74,8 @@ export class Pending {
   private outcome: Effect.Effect<UpgradedImpl, SwitchError> | undefined
   claimed = false
   deadline: Deadline | undefined
+  /** Called when a connection that is there is nobody's: it is closed unless somebody claims it in time. */
+  onUnclaimed: (() => void) | undefined
   /** The fiber that goes on as the session, where it is known before the switch. */
   session: Fiber.RuntimeFiber<any, any> | undefined
   constructor(
@@ -178,7 +182,7 @@ export abstract class Exchange {
   ) {
     const millis = host.settings.decisionTimeout
     this.decision = host.deadlines.add(millis, () => this.undecided(millis))
-    host.exchanges.add(this)
+    host.enter(this)
   }
 
   get connection(): ConnectionImpl {
@@ -205,6 +209,8 @@ export abstract class Exchange {
   protected abstract readonly keepsAlive: boolean
   /** Whether bytes lie behind the request. */
   protected abstract readonly hasInput: boolean
+  /** The head of an ordinary response is out. */
+  protected abstract readonly isAnswering: boolean
   /** Gives up: nothing was answered in time, and nothing can be. */
   protected abstract destroy(): void
 
@@ -212,7 +218,7 @@ export abstract class Exchange {
   abstract requestEnded(): void
 
   private undecided(millis: number): void {
-    if (this.phase !== "Deciding" || this.appExit !== undefined) {
+    if (this.phase !== "Deciding" || this.isAnswering) {
       return
     }
     this.timedOut = new UpgradeTimeout({ stage: "Decision", millis })
@@ -266,50 +272,49 @@ export abstract class Exchange {
 
   /**
    * Switches: the response is checked and completed, its turn awaited, its head written, and the connection given to its
-   * owner. Interruptible only while it waits; once the head goes out, it belongs to somebody.
+   * owner. For an uninterruptible region: it is interruptible, by `restore`, only while it waits; once the head goes out, the
+   * connection belongs to somebody.
    */
   commit(
     pending: Pending,
-    response: HttpServerResponse.HttpServerResponse
+    response: HttpServerResponse.HttpServerResponse,
+    restore: <A, E>(effect: Effect.Effect<A, E>) => Effect.Effect<A, E>
   ): Effect.Effect<UpgradedImpl, BodyOn101 | HandshakeRefused | ConnectionLost | UpgradeTimeout | AlreadyUpgraded> {
     type Failure = BodyOn101 | HandshakeRefused | ConnectionLost | UpgradeTimeout | AlreadyUpgraded
-    return Effect.uninterruptibleMask((restore) =>
-      Effect.suspend((): Effect.Effect<UpgradedImpl, Failure> => {
-        const { protocol } = pending
-        const found = contentOf(response)
-        if (found !== undefined) {
-          return Effect.fail(new BodyOn101({ protocol: protocol.token, found }))
-        }
-        const statusText = response.statusText ?? protocol.statusText
-        const headers = Headers.merge(response.headers, pending.headers)
-        const cookies = Cookies.isEmpty(response.cookies) ? [] : Cookies.toSetCookieHeaders(response.cookies)
-        const forbidden =
-          forbiddenField(headers, statusText) ?? (cookies.every(isFieldValue) ? undefined : "set-cookie")
-        if (forbidden !== undefined) {
-          return Effect.fail(
-            new HandshakeRefused({
-              protocol: protocol.token,
-              status: 500,
-              description: "The response that would switch the connection has a field that may not stand in a head."
-            })
-          )
-        }
-        if (this.phase !== "Deciding") {
-          return Effect.fail(
-            this.phase === "Lost"
-              ? new ConnectionLost({ protocol: protocol.token, description: "the peer has gone" })
-              : new AlreadyUpgraded({ protocol: protocol.token })
-          )
-        }
-        this.phase = "Switching"
-        this.decision.cancel()
-        const limits = pending.limits === undefined ? this.host.settings : { ...this.host.settings, ...pending.limits }
-        const written = Effect.flatMap(this.writeSwitch(protocol, statusText, headers, cookies, limits), (wire) =>
-          Effect.map(this.connection.scoped, () => this.switched(pending, wire, limits))
+    return Effect.suspend((): Effect.Effect<UpgradedImpl, Failure> => {
+      const { protocol } = pending
+      const found = contentOf(response)
+      if (found !== undefined) {
+        return Effect.fail(new BodyOn101({ protocol: protocol.token, found }))
+      }
+      const statusText = response.statusText ?? protocol.statusText
+      const headers = Headers.merge(response.headers, pending.headers)
+      const cookies = Cookies.isEmpty(response.cookies) ? [] : Cookies.toSetCookieHeaders(response.cookies)
+      const forbidden = forbiddenField(headers, statusText) ?? (cookies.every(isFieldValue) ? undefined : "set-cookie")
+      if (forbidden !== undefined) {
+        return Effect.fail(
+          new HandshakeRefused({
+            protocol: protocol.token,
+            status: 500,
+            description: "The response that would switch the connection has a field that may not stand in a head."
+          })
         )
-        return this.isReady ? written : Effect.zipRight(this.whenReady(restore, limits.bodyTimeout), written)
-      })
-    )
+      }
+      if (this.phase !== "Deciding") {
+        return Effect.fail(
+          this.phase === "Lost"
+            ? new ConnectionLost({ protocol: protocol.token, description: "the peer has gone" })
+            : new AlreadyUpgraded({ protocol: protocol.token })
+        )
+      }
+      this.phase = "Switching"
+      this.decision.cancel()
+      const limits = pending.limits === undefined ? this.host.settings : { ...this.host.settings, ...pending.limits }
+      const written = Effect.flatMap(this.writeSwitch(protocol, statusText, headers, cookies, limits), (wire) =>
+        Effect.map(this.connection.scoped, () => this.switched(pending, wire, limits))
+      )
+      return this.isReady ? written : Effect.zipRight(this.whenReady(restore, limits.bodyTimeout), written)
+    })
   }
 
   private whenReady(
@@ -333,32 +338,37 @@ export abstract class Exchange {
   private over(phase: "Switched" | "Answered" | "Lost"): void {
     this.phase = phase
     this.decision.cancel()
-    this.host.exchanges.delete(this)
+    this.host.leave(this)
   }
 
   private switched(pending: Pending, wire: Wire, limits: Settings): UpgradedImpl {
-    this.taken()
     const { connection, host } = this
     connection.session = pending.session
     connection.own(wire)
     host.register(connection)
+    this.taken()
     wire.watchIdle()
     const upgraded = new UpgradedImpl(connection, wire, pending.protocol.token)
     pending.settle(Effect.succeed(upgraded))
     if (pending.onSwitched !== undefined) {
       pending.claimed = true
       pending.onSwitched(upgraded)
-    } else if (!pending.claimed) {
+    } else {
       const millis = limits.claimTimeout
-      pending.deadline = host.deadlines.add(millis, () => {
-        const late = new UpgradeTimeout({ stage: "Claim", millis })
-        host.fork(
-          Effect.zipRight(
-            Effect.logWarning(`${late.message} It is closed. Run the effect that Upgrade.respond yields.`),
-            connection.close(Exit.fail(late))
+      pending.onUnclaimed = () => {
+        pending.deadline = host.deadlines.add(millis, () => {
+          const late = new UpgradeTimeout({ stage: "Claim", millis })
+          host.fork(
+            Effect.zipRight(
+              Effect.logWarning(`${late.message} It is closed. Run the effect that Upgrade.respond yields.`),
+              connection.close(Exit.fail(late))
+            )
           )
-        )
-      })
+        })
+      }
+      if (!pending.claimed) {
+        pending.onUnclaimed()
+      }
     }
     return upgraded
   }
@@ -388,18 +398,24 @@ export abstract class Exchange {
         this.settle((pending) => this.timedOut ?? this.notSwitched(pending, response.status))
         return this.plain(response)
       }
-      return Effect.catchAll(Effect.as(this.commit(pending, response), response), (error) => {
-        const claimed = pending.claimed
-        this.settle((pending) =>
-          error._tag === "HandshakeRefused"
-            ? new NotSwitched({ protocol: pending.protocol.token, reason: "Answered", status: error.status })
-            : error
-        )
-        return Effect.zipRight(
-          claimed || error._tag === "ConnectionLost" ? Effect.void : Effect.logError(error.message),
-          Effect.flatMap(HttpServerRespondable.toResponse(error), (response) => this.plain(response))
-        )
-      })
+      return Effect.catchAll(
+        Effect.as(
+          Effect.uninterruptibleMask((restore) => this.commit(pending, response, restore)),
+          response
+        ),
+        (error) => {
+          const claimed = pending.claimed
+          this.settle((pending) =>
+            error._tag === "HandshakeRefused"
+              ? new NotSwitched({ protocol: pending.protocol.token, reason: "Answered", status: error.status })
+              : error
+          )
+          return Effect.zipRight(
+            claimed || error._tag === "ConnectionLost" ? Effect.void : Effect.logError(error.message),
+            Effect.flatMap(HttpServerRespondable.toResponse(error), (response) => this.plain(response))
+          )
+        }
+      )
     })
   }
 

@@ -14,13 +14,13 @@ import type { Options } from "../UpgradeServer.js"
 import { type ConnectionImpl, connectionOf } from "./connection.js"
 import { Deadlines } from "./deadlines.js"
 import type { Exchange, Host, Settings } from "./exchange.js"
-import { currentResponse, stopAtUpgrades } from "./http1/node.js"
+import { carrierOf, currentResponse, stopAtUpgrades } from "./http1/node.js"
 
 const defaults: Settings = {
   decisionTimeout: 60_000,
   bodyTimeout: 30_000,
   claimTimeout: 10_000,
-  writeTimeout: 30_000,
+  writeTimeout: 120_000,
   idleTimeout: 3_600_000,
   closeTimeout: 5_000
 }
@@ -43,7 +43,10 @@ export class ServerHost implements Host {
   readonly connections = new Set<ConnectionImpl>()
   readonly exchanges = new Set<Exchange>()
   draining = false
+  /** The time to drain is over: what is switched from now on is closed at once. */
+  private drained = false
   private readonly sockets = new Set<Duplex>()
+  private readonly carriers = new Set<Duplex>()
   private readonly emptied = Effect.unsafeMakeLatch(true)
 
   constructor(
@@ -61,14 +64,31 @@ export class ServerHost implements Host {
     return connectionOf(socket, this.listener, this.fork)
   }
 
+  enter(exchange: Exchange): void {
+    this.exchanges.add(exchange)
+    this.emptied.unsafeClose()
+  }
+
+  leave(exchange: Exchange): void {
+    this.exchanges.delete(exchange)
+    this.left()
+  }
+
+  private left(): void {
+    if (this.connections.size === 0 && this.exchanges.size === 0) {
+      this.emptied.unsafeOpen()
+    }
+  }
+
   register(connection: ConnectionImpl): void {
     this.emptied.unsafeClose()
     this.connections.add(connection)
     connection.onClosed = () => {
       this.connections.delete(connection)
-      if (this.connections.size === 0) {
-        this.emptied.unsafeOpen()
-      }
+      this.left()
+    }
+    if (this.drained) {
+      this.fork(connection.shutdown())
     }
   }
 
@@ -76,13 +96,29 @@ export class ServerHost implements Host {
   readonly track = (socket: Duplex): void => {
     const { sockets } = this
     stopAtUpgrades(socket)
+    const carrier = carrierOf(socket)
+    if (carrier !== undefined) {
+      this.carriers.delete(carrier)
+    }
     if (!sockets.has(socket)) {
       sockets.add(socket)
       socket.once("close", () => sockets.delete(socket))
     }
   }
 
-  /** No new switches; those that are get `drainTimeout` to end, and are interrupted then. */
+  /** A TCP connection that has not become TLS yet. */
+  readonly trackCarrier = (socket: Duplex): void => {
+    this.carriers.add(socket)
+    socket.once("close", () => this.carriers.delete(socket))
+  }
+
+  /** Something is served again after a drain. */
+  serves(): void {
+    this.draining = false
+    this.drained = false
+  }
+
+  /** No new switches; those that are, and requests that offer one, get `drainTimeout` to end, and are interrupted then. */
   readonly drain: Effect.Effect<void> = Effect.suspend(() => {
     this.draining = true
     return Effect.zipRight(
@@ -98,9 +134,12 @@ export class ServerHost implements Host {
             (fiber) => Fiber.interrupt(fiber),
             { concurrency: "unbounded", discard: true }
           ),
-          Effect.forEach(Array.from(this.connections), (connection) => connection.shutdown(), {
-            concurrency: "unbounded",
-            discard: true
+          Effect.suspend(() => {
+            this.drained = true
+            return Effect.forEach(Array.from(this.connections), (connection) => connection.shutdown(), {
+              concurrency: "unbounded",
+              discard: true
+            })
           })
         )
       )
@@ -129,6 +168,7 @@ export class ServerHost implements Host {
             socket.destroy()
           }
         }
+        this.carriers.forEach((carrier) => carrier.destroy())
         server.close(closed)
       })
     )

@@ -182,6 +182,10 @@ const isEncoded = (error: UpgradeError, response: HttpServerResponse.HttpServerR
   response.body.body.length < 65_536 &&
   Buffer.from(response.body.body).includes(`"_tag":"${error._tag}"`)
 
+/** The one status that an error is declared with, whatever its answer would be. */
+const declaredStatus = (error: UpgradeError, own: number): number =>
+  error._tag === "NotUpgradable" ? 426 : error._tag === "HandshakeRefused" ? 400 : own
+
 /**
  * An `HttpApi` endpoint that declares an error encodes it by itself: the fields that its answer must have, and a status
  * that depends on what happened, are completed on the way out (RFC 9110 §15.5.22: a 426 names the protocols).
@@ -189,7 +193,7 @@ const isEncoded = (error: UpgradeError, response: HttpServerResponse.HttpServerR
 const completing = (error: UpgradeError): Effect.Effect<void> =>
   HttpApp.appendPreResponseHandler((_request, response) =>
     Effect.map(HttpServerRespondable.toResponse(error), (own) => {
-      const encoded = isEncoded(error, response)
+      const encoded = response.status === declaredStatus(error, own.status) && isEncoded(error, response)
       if (response.status !== own.status && !encoded) {
         return response
       }
@@ -293,8 +297,9 @@ export const claim = ({ exchange, pending }: Begun): Effect.Effect<UpgradedImpl,
         Effect.sync(() => {
           // Nobody has it: it may be claimed again.
           pending.claimed = false
+          pending.onUnclaimed?.()
         })
-      ).pipe(Effect.tap((upgraded) => Effect.addFinalizer((exit) => upgraded.connection.close(exit))))
+      ).pipe(Effect.tap((upgraded) => Effect.addFinalizer((exit) => upgraded.connection.release(exit))))
     })
   )
 
@@ -341,7 +346,7 @@ export const direct = (
                 })
               )
         return Effect.tap(switched, (upgraded) =>
-          Effect.addFinalizer((exit) => upgraded.connection.close(ownExit(exchange, exit)))
+          Effect.addFinalizer((exit) => upgraded.connection.release(ownExit(exchange, exit)))
         )
       })
     )
@@ -373,7 +378,7 @@ const inPlace = (
         )
   return Effect.flatMap(completed, (response) => {
     pending.session = exchange.fiber
-    return restore(exchange.commit(pending, response))
+    return exchange.commit(pending, response, restore)
   })
 }
 
@@ -392,6 +397,7 @@ const cross = (
   }
   boundary.wake()
   return restore(begun.pending.await).pipe(
+    Effect.onInterrupt(() => Effect.sync(() => begun.pending.onUnclaimed?.())),
     // Somebody round the route answered in its place: there is nothing to go on with.
     Effect.catchTag("NotSwitched", () => Effect.interrupt)
   )
@@ -508,7 +514,15 @@ const runSession = <E>(
   // By an observer rather than a finalizer: an idle session holds no frames for it.
   fiber.addObserver((exit) => {
     const closed = connection.close(exit)
-    runAfter(fiber, isFailure(exit) ? Effect.zipRight(reported(upgraded, exit.cause, onFailure), closed) : closed)
+    runAfter(
+      fiber,
+      isFailure(exit)
+        ? logFailure(upgraded.protocol, exit.cause).pipe(
+            Effect.zipRight(closed),
+            Effect.zipRight((onFailure?.(exit.cause) ?? Effect.void) as Effect.Effect<unknown>)
+          )
+        : closed
+    )
   })
 }
 
@@ -520,12 +534,6 @@ const levelOf = (cause: Cause.Cause<unknown>): LogLevel.LogLevel => {
 
 const logFailure = (protocol: string, cause: Cause.Cause<unknown>): Effect.Effect<void> =>
   Effect.logWithLevel(levelOf(cause), `The ${protocol} session failed.`, cause)
-
-const reported = <E>(upgraded: UpgradedImpl, cause: Cause.Cause<E>, onFailure: OnFailure<E>): Effect.Effect<unknown> =>
-  Effect.zipRight(
-    logFailure(upgraded.protocol, cause),
-    onFailure === undefined ? Effect.void : Effect.exit(onFailure(cause) as Effect.Effect<unknown>)
-  )
 
 /** What runs a session once its connection is there: in a fiber of its own, with the services and fiber refs of the call. */
 export const onSwitched = <E>(

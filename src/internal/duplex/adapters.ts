@@ -4,7 +4,7 @@ import { Duplex } from "node:stream"
 import * as Socket from "@effect/platform/Socket"
 import type * as Cause from "effect/Cause"
 import * as Channel from "effect/Channel"
-import * as Chunk from "effect/Chunk"
+import type * as Chunk from "effect/Chunk"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
@@ -16,40 +16,35 @@ import type { Wire } from "./wire.js"
 
 export const readExactly = (wire: Wire, size: number): Effect.Effect<Uint8Array, ConnectionError> =>
   Effect.suspend(() => {
-    const buffer = new Uint8Array(size)
-    let filled = 0
+    if (!Number.isSafeInteger(size) || size < 0) {
+      return Effect.die(new RangeError(`Upgraded.readExactly: ${size} is not a number of bytes`))
+    }
+    const taken: Array<Uint8Array> = []
+    let length = 0
     const giveBack = () => {
-      wire.unread(buffer.subarray(0, filled))
-      filled = 0
+      while (taken.length > 0) {
+        wire.unread(taken.pop()!)
+      }
     }
     const read: Effect.Effect<Uint8Array, ConnectionError> = Effect.suspend(() => {
-      if (filled === size) {
-        return Effect.succeed(buffer)
+      if (length >= size) {
+        const all = Buffer.concat(taken)
+        wire.unread(all.subarray(size))
+        return Effect.succeed(all.subarray(0, size))
       }
       return Effect.flatMap(wire.pullOrEnd(), (pieces) => {
         if (pieces === undefined) {
-          const short = filled
           giveBack()
           return Effect.fail(
             new ConnectionError({
               reason: "Closed",
-              description: `The peer ended after ${short} of the ${size} bytes that were to be read.`
+              description: `The peer ended after ${length} of the ${size} bytes that were to be read.`
             })
           )
         }
-        const all = Chunk.toReadonlyArray(pieces)
-        for (let i = 0; i < all.length; i++) {
-          const piece = all[i]!
-          const wanted = Math.min(piece.length, size - filled)
-          buffer.set(wanted === piece.length ? piece : piece.subarray(0, wanted), filled)
-          filled += wanted
-          if (filled === size) {
-            for (let j = all.length - 1; j > i; j--) {
-              wire.unread(all[j]!)
-            }
-            wire.unread(piece.subarray(wanted))
-            break
-          }
+        for (const piece of pieces) {
+          taken.push(piece)
+          length += piece.length
         }
         return read
       })

@@ -45,6 +45,11 @@ interface Waiter {
   readonly wake: () => void
 }
 
+interface Reader extends Waiter {
+  /** It was woken, and has not gone on yet: it is the reader still. */
+  woken: boolean
+}
+
 const codeOf = (cause: unknown): string | undefined =>
   typeof cause === "object" && cause !== null && "code" in cause ? String(cause.code) : undefined
 
@@ -153,7 +158,7 @@ export class Wire {
   private yielding = false
   private discarding = false
   private detached = false
-  private reader: Waiter | undefined
+  private reader: Reader | undefined
   /** The fiber of `run`, while it handles a batch. */
   private runner: AnyFiber | undefined
   private writers: Array<Waiter> | undefined
@@ -218,7 +223,7 @@ export class Wire {
     }
     this.queue.push(bytes)
     this.size += bytes.length + PIECE
-    if (this.reader !== undefined) {
+    if (this.reader !== undefined && !this.reader.woken) {
       inline(this)
     } else if (this.size >= HIGH_WATER) {
       this.pause()
@@ -237,6 +242,9 @@ export class Wire {
   }
 
   private flow(): void {
+    if (this.detached) {
+      return
+    }
     const paused = this.held || this.yielding
     if (paused !== this.paused) {
       this.paused = paused
@@ -283,8 +291,8 @@ export class Wire {
 
   wakeReader(): void {
     const reader = this.reader
-    if (reader !== undefined) {
-      this.reader = undefined
+    if (reader !== undefined && !reader.woken) {
+      reader.woken = true
       reader.wake()
     }
   }
@@ -337,7 +345,7 @@ export class Wire {
             : Effect.fail(ended.value)
           : Effect.async((resume) => {
               // The fiber takes the bytes itself, once it goes on: were they handed to it, an interruption would lose them.
-              this.reader = { fiber, wake: () => resume(pull) }
+              this.reader = { fiber, woken: false, wake: () => resume(pull) }
             })
       }
     )
@@ -372,14 +380,15 @@ export class Wire {
           return Effect.fail(busy)
         }
         if (this.queue.length > 0) {
+          const handled = handler(this.take())
           this.runner = fiber
-          return Effect.matchCauseEffect(handler(this.take()), next)
+          return Effect.matchCauseEffect(handled, next)
         }
         const ended = this.ended()
         return ended === undefined ? wait : ended._tag === "None" ? Effect.void : Effect.fail(ended.value)
       })
       const wait = Effect.async<void, ConnectionError | E, R>((resume) => {
-        this.reader = { fiber, wake: () => resume(step) }
+        this.reader = { fiber, woken: false, wake: () => resume(step) }
       })
       const scheduler = fiber.getFiberRef(FiberRef.currentScheduler)
       const inlined = inlineScheduler(scheduler)
@@ -429,14 +438,17 @@ export class Wire {
     }
     return this.writing((socket) => {
       socket.cork()
-      let more = true
-      for (const piece of pieces) {
-        if (piece.length > 0) {
-          more = socket.write(piece)
+      try {
+        let more = true
+        for (const piece of pieces) {
+          if (piece.length > 0) {
+            more = socket.write(piece)
+          }
         }
+        return more
+      } finally {
+        socket.uncork()
       }
-      socket.uncork()
-      return more
     })
   }
 

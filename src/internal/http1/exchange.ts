@@ -342,12 +342,16 @@ export class Http1Exchange extends Exchange {
         response.detachSocket(socket as IncomingMessage["socket"])
         this.setSpent(true)
         socket.off("close", this.onSocketClose)
-        this.taken()
         connection.session = this.fiber
         host.register(connection)
+        this.taken()
         return { socket, head: Buffer.concat(this.wire.release()) }
       })
     )
+  }
+
+  protected get isAnswering(): boolean {
+    return this.response.headersSent
   }
 
   protected destroy(): void {

@@ -49,6 +49,9 @@ export const lacksFields = (server: Http.Server, request: Http.IncomingMessage):
   return limit > 0 && request.rawHeaders.length >= limit
 }
 
+/** The TCP socket below a TLS one that a server accepted. */
+export const carrierOf = (socket: Duplex): Duplex | undefined => (socket as { _parent?: Duplex })._parent
+
 /** The response that is being written to the socket: an earlier one, of a pipelined request, or this request's own. */
 export const currentResponse = (socket: Duplex): Http.ServerResponse | undefined =>
   (socket as HttpSocket)._httpMessage ?? undefined
@@ -139,7 +142,15 @@ export const handBack = (server: Http.Server, socket: Duplex, unread: ReadonlyAr
   if (unread.length > 0) {
     socket.unshift(unread.length === 1 ? unread[0]! : Buffer.concat(unread))
   }
-  server.emit(server instanceof Tls.Server ? "secureConnection" : "connection", socket)
+  const event = server instanceof Tls.Server ? "secureConnection" : "connection"
+  // Node's own listener only: to the others it is no new connection
+  const own = server.listeners(event).find(({ name }) => name === "connectionListener")
+  if (own === undefined) {
+    server.emit(event, socket)
+  } else {
+    Reflect.apply(own, server, [socket])
+    stopAtUpgrades(socket)
+  }
   if (unread.length === 0 && server.keepAliveTimeout > 0) {
     const net = socket as Net.Socket
     // What Node does between two requests: it allows a second more than it told the client.

@@ -32,13 +32,22 @@ export class FramedRequest extends IncomingMessage {
   readFrom(wire: Wire, done: (error: string | undefined) => void): void {
     const decoder = new BodyDecoder(this.framing)
     let room = true
+    let slices: Array<Uint8Array> = []
     const onData = (slice: Uint8Array) => {
-      // What nobody will read is framed all the same: the bytes behind it are another's.
-      room = this.destroyed || this.push(slice)
+      slices.push(slice)
+    }
+    const deliver = () => {
+      // What nobody will read is framed all the same: the bytes behind it are another's. Chunks of a byte each would cost
+      // more than they hold: what came together is one piece.
+      if (slices.length > 0) {
+        room = this.destroyed || this.push(slices.length === 1 ? slices[0] : Buffer.concat(slices))
+        slices = []
+      }
     }
     this.wire = wire
     wire.intake = (bytes) => {
       const consumed = decoder.write(bytes, onData)
+      deliver()
       if (decoder.error !== undefined) {
         wire.intake = undefined
         this.destroy(new Error(decoder.error))
@@ -70,7 +79,9 @@ export class FramedRequest extends IncomingMessage {
 
   /** Node's own destroys the socket when a body is dropped half-read; here the rest of it is discarded. */
   override _destroy(error: Error | null, callback: (error?: Error | null) => void): void {
-    this.wire?.resume()
+    if (!this.arrived) {
+      this.wire?.resume()
+    }
     // As in Node: a request that nobody reads fails unheard
     callback(this.listenerCount("error") === 0 ? null : error)
   }

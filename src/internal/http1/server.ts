@@ -144,12 +144,18 @@ export const open = (
     server.on("request", onRequest)
     server.on("upgrade", onUpgrade)
     server.on("connect", onUpgrade)
-    server.on(server instanceof TlsServer ? "secureConnection" : "connection", host.track)
+    if (server instanceof TlsServer) {
+      server.on("connection", host.trackCarrier)
+      server.on("secureConnection", host.track)
+    } else {
+      server.on("connection", host.track)
+    }
     yield* Effect.addFinalizer(() => host.close(server))
     const serve = (httpApp: App.Default<any, any>, middleware?: HttpMiddleware.HttpMiddleware) =>
       Effect.flatMap(makeHandler(httpApp, middleware), (handler) =>
         Effect.acquireRelease(
           Effect.sync(() => {
+            host.serves()
             handlers.push(handler)
           }),
           () =>

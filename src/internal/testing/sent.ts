@@ -134,6 +134,9 @@ export const withoutUpgrade = ({ bytes, method }: Arbitrary.Request) => {
 }
 
 export const show = ({ at, bytes }: Split): string => {
+  if (bytes.length === 0) {
+    return "sends nothing"
+  }
   const where =
     at.length === 0 ? "" : at.length > 8 ? ", every byte by itself" : `, split before the bytes ${at.join(", ")}`
   return `sends ${quote(bytes)}${where}`
