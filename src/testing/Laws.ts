@@ -39,7 +39,7 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as FastCheck from "effect/FastCheck"
 import type * as Scope from "effect/Scope"
-import { type Broken, broken, check, quote, type Trace } from "../internal/testing/property.js"
+import { type Broken, broken, check, quote, type Trace, turns } from "../internal/testing/property.js"
 import * as received from "../internal/testing/received.js"
 import * as sent from "../internal/testing/sent.js"
 import type * as Arbitrary from "./Arbitrary.js"
@@ -377,10 +377,7 @@ export const ignoredUpgrade: Law = law(
       if (head.status < 400) {
         yield* broken(`the answer was ${head.status} ${head.statusText}, and not an error: ${quote(head.raw)}`)
       }
-      const rest = yield* reader.rest
-      if (rest.length > 0) {
-        yield* broken(`${quote(rest)} came behind the ${head.status}: what followed the request was read as HTTP`)
-      }
+      yield* reader.over(`behind the ${head.status}, where what follows must not be read as HTTP`)
     })
 )
 
@@ -447,7 +444,7 @@ export const scope: Law = law(
             return yield* received.meanwhile(Effect.zipRight(sending, reader.peer.end), reader.rest)
           }
           yield* Effect.forkScoped(sending)
-          yield* received.turns(after)
+          yield* turns(after)
           if (leaving === "resets the connection") {
             yield* reader.peer.reset
           }

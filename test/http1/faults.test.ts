@@ -83,6 +83,7 @@ const breaking: ReadonlyArray<readonly [Kind, "reset" | "end"]> = [
   ["tcp", "end"],
   ["memory", "reset"],
   ["memory", "end"],
+  ["tls", "reset"],
   ["tls", "end"],
   ["unix", "end"]
 ]
@@ -114,7 +115,9 @@ describe.each(breaking)("over %s, a peer's %s at any byte", (kind, how) => {
           { concurrency: 16 }
         )
       }
-      yield* running.idle
+      // What is written to a TLS socket that was reset may never be called back: such a socket has closeTimeout
+      const time = Effect.zipRight(turn, TestClock.adjust("1 second"))
+      yield* kind === "tls" && how === "reset" ? Effect.raceFirst(running.idle, Effect.forever(time)) : running.idle
       yield* stillServes(running)
       yield* running.idle
       assert.deepStrictEqual(seen, [])

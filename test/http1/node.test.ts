@@ -427,6 +427,34 @@ describe.each([
     assert.deepStrictEqual(seen, [50_000])
   })
 
+  it("is read again where Node had stopped it because pipelined responses had filled it", async () => {
+    const { port, server } = await listening()
+    const responses: Array<Http.ServerResponse> = []
+    server.on("request", (_, response) => {
+      responses.push(response)
+    })
+    const event = upgrade(server, (_, socket) => {
+      socket.on("drain", () => Node.relayDrain(socket))
+      const next = once(socket, "data")
+      Node.readAgain(socket)
+      socket.resume()
+      return { next }
+    })
+    const client = await connect(port)
+    client.socket.pause()
+    client.socket.write(message("GET /1 HTTP/1.1", ["Host: a"]))
+    while (responses.length === 0) {
+      await once(server, "request")
+    }
+    responses[0]!.end("x".repeat(16 * 1024 * 1024))
+    assert.isTrue(responses[0]!.req.socket.writableNeedDrain)
+    client.socket.write(message("GET /2 HTTP/1.1", ["Host: a"]) + asking("/"))
+    const { next } = await event
+    client.socket.resume()
+    client.socket.write("ping")
+    assert.strictEqual(String((await next)[0]), "ping")
+  })
+
   it("loses its timeouts", async () => {
     const { port, server } = await listening()
     server.timeout = 50_000

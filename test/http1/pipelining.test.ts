@@ -123,6 +123,43 @@ describe.each(kinds)("over %s", (kind) => {
     })
   )
 
+  it.scoped(
+    "responses that fill the socket leave it to be read: after a switch, and after an upgrade that is ignored",
+    () =>
+      Effect.gen(function* () {
+        const { connect } = yield* serve(
+          Effect.flatMap(
+            HttpServerRequest.HttpServerRequest,
+            ({ url }): App =>
+              url === "/large"
+                ? Effect.succeed(HttpServerResponse.uint8Array(Buffer.alloc(large)))
+                : url === "/upgrade"
+                  ? echo
+                  : Effect.succeed(HttpServerResponse.text(url))
+          ),
+          { kind }
+        )
+        for (const last of ["/upgrade", "/ignored"]) {
+          const peer = yield* connect
+          yield* peer.send(get("/large"))
+          yield* Effect.repeatN(turn, 3)
+          yield* peer.send(`${get("/small")}${asking(last)}`)
+          yield* Effect.repeatN(turn, 3)
+          assert.strictEqual((yield* peer.receiveResponse).body.length, large)
+          assert.strictEqual((yield* peer.receiveResponse).text, "/small")
+          if (last === "/upgrade") {
+            assert.strictEqual((yield* peer.receiveHead).status, 101)
+            yield* peer.send("ping")
+            assert.strictEqual(Buffer.from(yield* peer.receiveExactly(4)).toString(), "ping")
+          } else {
+            assert.strictEqual((yield* peer.receiveResponse).text, "/ignored")
+            yield* peer.send(get("/next"))
+            assert.strictEqual((yield* peer.receiveResponse).text, "/next")
+          }
+        }
+      })
+  )
+
   it.scoped("RFC 9112 §9.6: nothing is switched behind a response that closes the connection", () =>
     Effect.gen(function* () {
       const gate = yield* Deferred.make<void>()

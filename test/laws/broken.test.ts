@@ -63,6 +63,30 @@ const echo: OnUpgrade = (socket, head) => {
   socket.pipe(socket)
 }
 
+/** A server that knows heads alone, and answers each the same: no Upgrade field means anything to it, nor does CONNECT. */
+const byHand = (more: Partial<Laws.Target> = {}): Laws.Target => ({
+  connect: Effect.suspend(() => {
+    const [accepted, client] = pair()
+    let received = ""
+    guard(accepted)
+    accepted.on("end", () => accepted.end())
+    accepted.on("data", (bytes: Buffer) => {
+      const heads = (received + bytes.toString("latin1")).split("\r\n\r\n")
+      received = heads.pop()!
+      for (const head of heads) {
+        accepted.write(
+          `HTTP/1.1 ${head.includes("/refused") ? "403 Forbidden" : "200 OK"}\r\nContent-Length: 2\r\n\r\nok`
+        )
+      }
+    })
+    return Peer.fromDuplex(client)
+  }),
+  protocol: "echo/1",
+  switched: "/echo",
+  ordinary: "/plain",
+  ...more
+})
+
 const breaks = (law: keyof typeof Laws.laws, target: Laws.Target, reason: RegExp) =>
   Effect.gen(function* () {
     const error = yield* Effect.flip(Laws.laws[law](target, { numRuns: 100, timeout: 100 }))
@@ -82,6 +106,32 @@ describe("a bare server that echoes", () => {
     breaks("oneAnswer", served(echo), /where the answer to request \d, GET \/\w+ should be/)
   )
 })
+
+it.live("all laws are tried one after the other, up to the first that is broken", () =>
+  Effect.gen(function* () {
+    const error = yield* Effect.flip(Laws.all(served(echo), { numRuns: 30 }))
+    assert.strictEqual(error.law, "oneAnswer")
+  })
+)
+
+it.live("a server that cannot be reached breaks a law", () =>
+  breaks("bytes", served(echo, { connect: Effect.fail("nobody listens") }), /it could not connect: nobody listens/)
+)
+
+it.live("a server that knows no Upgrade field ignores one", () =>
+  Laws.ignoredUpgrade(byHand({ tunnels: true }), { numRuns: 30 })
+)
+
+it.live("what is thrown when the last run is over breaks a law", () =>
+  Effect.gen(function* () {
+    const target = served((socket, head, request) => {
+      socket.on("close", () => setImmediate(() => setImmediate(() => Promise.reject("late"))))
+      echo(socket, head, request)
+    })
+    const error = yield* Effect.flip(Laws.bytes(target, { numRuns: 1 }))
+    assert.match(error.message, /there was an unhandledRejection: late/)
+  })
+)
 
 describe("a law is broken by a server that", () => {
   it.live("drops the bytes behind the handshake", () =>
@@ -143,15 +193,14 @@ describe("a law is broken by a server that", () => {
   )
 
   it.live("answers CONNECT with 200", () =>
+    breaks("ignoredUpgrade", byHand(), /the answer was 200 OK, and not an error/)
+  )
+
+  it.live("reads what follows a refused request as the next one", () =>
     breaks(
       "ignoredUpgrade",
-      served(echo, { ordinary: "/plain" }, (server) => {
-        server.on("connect", (_, socket) => {
-          guard(socket)
-          socket.end("HTTP/1.1 200 OK\r\n\r\n")
-        })
-      }),
-      /and not an error|the answer to request/
+      byHand({ refused: "/refused", tunnels: true }),
+      /came behind the 403, where what follows must not be read as HTTP/
     )
   )
 

@@ -133,7 +133,6 @@ describe("a listener in memory", () => {
   it.live("has Node watch over the time that a head takes", () =>
     Effect.gen(function* () {
       const peer = yield* Memory.connect
-      yield* peer.send("GET /plain HTTP/1.1\r\n")
       assert.strictEqual((yield* peer.receiveResponse).status, 408)
     }).pipe(
       Effect.scoped,

@@ -231,6 +231,9 @@ export class Http1Exchange extends Exchange {
     if (!response.headersSent) {
       response.writeHead(status, ["Connection", "close"])
       response.end()
+      // Over TLS a peer that has gone may leave the socket neither writable nor closed.
+      const late = this.host.deadlines.add(this.host.settings.closeTimeout, () => this.destroy())
+      this.socket.once("close", () => late.cancel())
       this.fiber?.unsafeInterruptAsFork(clientAbortFiberId)
     }
   }

@@ -41,6 +41,15 @@ export interface Counterexample {
   readonly path: string | undefined
 }
 
+/** So many turns of the event loop. */
+export const turns = (count: number): Effect.Effect<void> =>
+  Effect.repeatN(
+    Effect.async<void>((resume) => {
+      setImmediate(() => resume(Effect.void))
+    }),
+    count
+  )
+
 /** How long a counterexample is made smaller. Where each attempt waits in vain, there is no end to it otherwise. */
 const shrinkMillis = (timeout: number): number => Math.min(5_000, 5 * timeout)
 
@@ -77,6 +86,8 @@ export const check = <A>(
         ...(path === undefined ? {} : { path, endOnFailure: true })
       })
     })
+    // What the last connection left behind may still throw
+    yield* turns(20)
     const [late] = yield* unhandled
     if (details.failed && details.counterexample !== null) {
       yield* Effect.fail<Counterexample>({

@@ -122,16 +122,26 @@ export class Reader {
     )
   }
 
+  /** The end of the connection, whether by a FIN or not, and nothing before it. */
+  over(name: string): Effect.Effect<void, Broken> {
+    return Effect.suspend(() => {
+      this.trace.waitsFor = `the end of the connection ${name}`
+      if (this.bytes.length > 0) {
+        return broken(`${quote(this.bytes)} came ${name}`)
+      }
+      return this.ended
+        ? Effect.void
+        : Effect.matchEffect(this.more, { onFailure: () => Effect.void, onSuccess: () => this.over(name) })
+    })
+  }
+
   /** Whatever comes until the connection ends, however it does. */
-  get rest(): Effect.Effect<Buffer> {
+  get rest(): Effect.Effect<void> {
     return Effect.suspend(() => {
       this.trace.waitsFor = "the end of the connection"
       return this.ended
-        ? Effect.succeed(this.bytes)
-        : Effect.matchEffect(this.more, {
-            onFailure: () => Effect.succeed(this.bytes),
-            onSuccess: () => this.rest
-          })
+        ? Effect.void
+        : Effect.matchEffect(this.more, { onFailure: () => Effect.void, onSuccess: () => this.rest })
     })
   }
 }

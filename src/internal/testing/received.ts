@@ -7,7 +7,7 @@ import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import type { Request } from "../../testing/Arbitrary.js"
 import type { Target } from "../../testing/Laws.js"
-import { Broken, broken, difference, quote, type Trace } from "./property.js"
+import { Broken, broken, difference, quote, type Trace, turns } from "./property.js"
 import { type Answer, Reader } from "./reader.js"
 import type { Split } from "./sent.js"
 
@@ -69,13 +69,6 @@ export const expectSwitch = (reader: Reader): Effect.Effect<void, Broken> =>
 export const expectEcho = (reader: Reader, bytes: Uint8Array): Effect.Effect<void, Broken> =>
   reader.expect(bytes, `the echo of ${bytes.length} bytes`)
 
-const turn = Effect.async<void>((resume) => {
-  setImmediate(() => resume(Effect.void))
-})
-
-/** So many turns of the event loop. */
-export const turns = (count: number): Effect.Effect<void> => Effect.repeatN(turn, count)
-
 /** Done when nothing is open at the server any more. */
 export const allClosed = (target: Target, trace: Trace): Effect.Effect<void> => {
   const { open } = target
@@ -84,7 +77,7 @@ export const allClosed = (target: Target, trace: Trace): Effect.Effect<void> => 
   }
   const wait: Effect.Effect<void> = Effect.flatMap(open, (count) => {
     trace.waitsFor = `what is open at the server (${count}) to close`
-    return count === 0 ? Effect.void : Effect.zipRight(turn, wait)
+    return count === 0 ? Effect.void : Effect.zipRight(turns(1), wait)
   })
   return wait
 }
@@ -92,7 +85,7 @@ export const allClosed = (target: Target, trace: Trace): Effect.Effect<void> => 
 /** Counts what a flow has let through, until it has let nothing through for a hundred turns of the event loop. */
 export const settled = (count: () => number): Effect.Effect<number> => {
   const wait = (before: number, still: number): Effect.Effect<number> =>
-    Effect.flatMap(turn, () => {
+    Effect.flatMap(turns(1), () => {
       const now = count()
       return now !== before ? wait(now, 0) : still === 100 ? Effect.succeed(now) : wait(now, still + 1)
     })
