@@ -196,7 +196,7 @@ export const echoed = (upgraded: Upgraded.Upgraded) =>
 /** Sends back what comes, until the peer's FIN. */
 export const echo = Upgrade.onUpgrade(Protocol.raw("echo"), echoed)
 
-/** Everything before the content of a request or response, byte for byte but for the time. */
+/** The same bytes, but for the time in Date fields. */
 export const withoutDate = (bytes: Uint8Array | string): string =>
   Buffer.from(bytes as string)
     .toString("latin1")

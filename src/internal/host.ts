@@ -146,6 +146,22 @@ export class ServerHost implements Host {
     )
   })
 
+  /**
+   * Destroys the sockets that wait for nothing: between two requests there is nothing to wait for, and one whose answer
+   * is written but does not leave in `closeTimeout` has lost its peer, or is as good as lost.
+   */
+  private destroyIdle(late: boolean): void {
+    for (const socket of this.sockets) {
+      const response = currentResponse(socket)
+      if (response === undefined || (late && response.writableEnded)) {
+        socket.destroy()
+      }
+    }
+    if (this.sockets.size > 0) {
+      this.deadlines.add(this.settings.closeTimeout, () => this.destroyIdle(true))
+    }
+  }
+
   /** Stops listening, and is done when every connection is closed. */
   close(server: Server): Effect.Effect<void> {
     return Effect.zipRight(
@@ -163,11 +179,8 @@ export class ServerHost implements Host {
         }
         for (const socket of this.sockets) {
           socket.once("close", closed)
-          // A response that is being written may finish; between two requests there is nothing to wait for.
-          if (currentResponse(socket) === undefined) {
-            socket.destroy()
-          }
         }
+        this.destroyIdle(false)
         this.carriers.forEach((carrier) => carrier.destroy())
         server.close(closed)
       })

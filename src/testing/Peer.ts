@@ -456,6 +456,8 @@ class PeerImpl implements Peer {
       socket.destroy()
     } else if (transport.destroyed) {
       // A TLSSocket ends with the socket below it; one that is destroyed after a reset of that one ends the process
+    } else if (socket.closed) {
+      transport.destroy()
     } else {
       socket.once("close", () => transport.destroy())
       socket.destroy()

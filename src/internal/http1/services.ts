@@ -9,10 +9,7 @@ import type { UpgradeServer } from "../../UpgradeServer.js"
 import type { ServerHost } from "../host.js"
 
 /** The server's view of its connections. */
-export const registryOf = (
-  host: ServerHost,
-  address: HttpServer.Address
-): Context.Tag.Service<typeof UpgradeServer> => ({
+const registryOf = (host: ServerHost, address: HttpServer.Address): Context.Tag.Service<typeof UpgradeServer> => ({
   address,
   connections: Effect.sync(() => Array.from(host.connections)),
   draining: Effect.sync(() => host.draining),
