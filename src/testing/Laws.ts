@@ -113,7 +113,7 @@ export interface Target {
  *
  * - `numRuns`: how many inputs. Default 100. `boundedMemory` takes one of fifty, since its runs are long.
  * - `seed`, `path`: to try a counterexample again: its message has both.
- * - `timeout`: how long one run may take. Default 5 s, of real time.
+ * - `timeout`: how long one run may take. Default 10 s, of real time.
  *
  * @since 0.1.0
  * @category models

@@ -29,7 +29,7 @@ const property =
         numRuns: runsOf(options.numRuns ?? 100),
         seed: options.seed,
         path: options.path,
-        timeout: Duration.toMillis(options.timeout ?? 5_000)
+        timeout: Duration.toMillis(options.timeout ?? 10_000)
       })
     )
 
