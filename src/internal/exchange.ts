@@ -348,7 +348,7 @@ export abstract class Exchange {
     host.register(connection)
     this.taken()
     wire.watchIdle()
-    const upgraded = new UpgradedImpl(connection, wire, pending.protocol.token)
+    const upgraded = new UpgradedImpl(connection, wire, pending.protocol, pending.headers)
     pending.settle(Effect.succeed(upgraded))
     if (pending.onSwitched !== undefined) {
       pending.claimed = true

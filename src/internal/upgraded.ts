@@ -1,7 +1,9 @@
 import type { Duplex } from "node:stream"
+import type * as Headers from "@effect/platform/Headers"
 import * as Chunk from "effect/Chunk"
 import * as Inspectable from "effect/Inspectable"
 import { pipeArguments } from "effect/Pipeable"
+import type { Protocol } from "../Protocol.js"
 import type * as Public from "../Upgraded.js"
 import type { ConnectionImpl } from "./connection.js"
 import type { Wire } from "./duplex/wire.js"
@@ -19,9 +21,16 @@ export class UpgradedImpl<IO extends Duplex = Duplex, Token extends string = str
   constructor(
     readonly connection: ConnectionImpl<IO>,
     readonly wire: Wire,
-    readonly protocol: Token
+    /** The protocol that was switched to. */
+    readonly definition: Protocol<Token, any>,
+    /** The fields of the 101 that the protocol agreed on: what it put there on the server, all of it on the client. */
+    readonly agreed: Headers.Headers
   ) {
     this.leftover = wire.peek()
+  }
+
+  get protocol(): Token {
+    return this.definition.token
   }
 
   get socket(): IO {
