@@ -140,12 +140,15 @@ export class ConnectionImpl<IO extends Duplex = Duplex> implements Public.Connec
         // Whatever the session made of it: the connection had no orderly end.
         exit = Exit.fail(this.wire.error)
       }
-      const scope = this.ownScope
+      const { ownScope, wire } = this
+      const closed =
+        wire === undefined
+          ? Effect.void
+          : wire.tenant === undefined
+            ? wire.close(Exit.isSuccess(exit))
+            : Effect.flatMap(wire.tenant.farewell(exit), (orderly) => wire.close(orderly))
       return Effect.uninterruptible(
-        Effect.zipRight(
-          scope === undefined ? Effect.void : Effect.exit(Scope.close(scope, exit)),
-          this.wire === undefined ? Effect.void : this.wire.close(Exit.isSuccess(exit))
-        )
+        ownScope === undefined ? closed : Effect.zipRight(Effect.exit(Scope.close(ownScope, exit)), closed)
       ).pipe(
         Effect.ensuring(
           Effect.sync(() => {

@@ -37,7 +37,7 @@ import {
   TooManyConnections,
   type UpgradeError
 } from "../UpgradeError.js"
-import { inlineScheduler } from "./duplex/wire.js"
+import { inlineScheduler } from "./duplex/inbox.js"
 import { contentOf, type Exchange, forbiddenField, type Host, Pending, type Settings } from "./exchange.js"
 import { listIncludes, matches, type Offer, parseOffers } from "./http1/offers.js"
 import { exchangeOf, hostOf } from "./requests.js"

@@ -6,15 +6,13 @@
  */
 
 import type { Duplex } from "node:stream"
-import type * as Cause from "effect/Cause"
 import * as Chunk from "effect/Chunk"
 import * as Effect from "effect/Effect"
-import type * as Fiber from "effect/Fiber"
-import * as FiberRef from "effect/FiberRef"
+import type * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
-import type * as Scheduler from "effect/Scheduler"
 import { ConnectionError } from "../../UpgradeError.js"
 import type { Deadline, Deadlines } from "../deadlines.js"
+import { type AnyFiber, Inbox } from "./inbox.js"
 import { bytesSent, unflow, unsent } from "./node.js"
 
 /** Above this much unread input the socket is paused. With Node's own buffers a connection holds less than 256 KiB. */
@@ -38,16 +36,22 @@ const kWire = Symbol("effect-upgrade/Wire")
 
 type Wired = Duplex & { [kWire]: Wire }
 
-type AnyFiber = Fiber.RuntimeFiber<any, any>
-
 interface Waiter {
   readonly fiber: AnyFiber
   readonly wake: () => void
 }
 
-interface Reader extends Waiter {
-  /** It was woken, and has not gone on yet: it is the reader still. */
-  woken: boolean
+/** A protocol that takes what the connection brings in the socket's own callbacks, in place of those who read the queue. */
+export interface Tenant {
+  readonly receive: (bytes: Uint8Array) => void
+  /** The peer's FIN was read. */
+  readonly ended: () => void
+  /** The connection failed, or closed; `wire.error` says why. */
+  readonly lost: () => void
+  /** The socket has sent all that it held. */
+  readonly drained: () => void
+  /** The connection is to be closed: says what is to be said before, and yields whether its end is an orderly one. */
+  readonly farewell: (exit: Exit.Exit<unknown, unknown>) => Effect.Effect<boolean>
 }
 
 const codeOf = (cause: unknown): string | undefined =>
@@ -75,62 +79,13 @@ const fromCause = (cause: unknown): ConnectionError => {
 
 const closed = (description: string) => new ConnectionError({ reason: "Closed", description })
 
-const busy = new ConnectionError({
-  reason: "Busy",
-  description: "Another fiber is reading this connection. Read from one place, and hand the bytes on from there."
-})
-
-/**
- * A scheduler that goes on with a fiber within the socket's own callback, where the callback says so, instead of in a
- * later microtask: what a batch causes is written before the callback returns. All else it leaves to its base.
- */
-class InlineScheduler implements Scheduler.Scheduler {
-  static now = false
-  constructor(private readonly base: Scheduler.Scheduler) {}
-  shouldYield(fiber: AnyFiber): number | false {
-    return this.base.shouldYield(fiber)
-  }
-  scheduleTask(task: Scheduler.Task, priority: number, fiber?: AnyFiber): void {
-    if (InlineScheduler.now) {
-      // For the one fiber that is woken: what it starts is scheduled as ever.
-      InlineScheduler.now = false
-      task()
-    } else {
-      this.base.scheduleTask(task, priority, fiber)
-    }
-  }
-}
-
-const inlineSchedulers = new WeakMap<Scheduler.Scheduler, InlineScheduler>()
-
-export const inlineScheduler = (base: Scheduler.Scheduler): InlineScheduler => {
-  if (base instanceof InlineScheduler) {
-    return base
-  }
-  let scheduler = inlineSchedulers.get(base)
-  if (scheduler === undefined) {
-    scheduler = new InlineScheduler(base)
-    inlineSchedulers.set(base, scheduler)
-  }
-  return scheduler
-}
-
-/** Wakes the reader within this callback of its socket. */
-const inline = (wire: Wire): void => {
-  InlineScheduler.now = true
-  wire.wakeReader()
-  InlineScheduler.now = false
-}
-
 function onData(this: Wired, bytes: Uint8Array) {
   this[kWire].receive(bytes)
 }
 
 function onEnd(this: Wired) {
   const wire = this[kWire]
-  wire.eof = true
-  wire.onEof?.()
-  inline(wire)
+  wire.endedByPeer()
 }
 
 function onError(this: Wired, cause: unknown) {
@@ -141,6 +96,7 @@ function onDrain(this: Wired) {
   const wire = this[kWire]
   wire.onDrained?.()
   wire.wakeWriters()
+  wire.tenant?.drained()
 }
 
 function onClose(this: Wired) {
@@ -150,17 +106,12 @@ function onClose(this: Wired) {
 // A socket that is no longer ours can still fail; nobody's program dies of it (an 'error' without a listener throws).
 const ignore = () => {}
 
-export class Wire {
-  private queue: Array<Uint8Array> = []
-  private size = 0
+export class Wire extends Inbox<Uint8Array, ConnectionError> {
   private paused = false
   private held = false
   private yielding = false
   private discarding = false
   private detached = false
-  private reader: Reader | undefined
-  /** The fiber of `run`, while it handles a batch. */
-  private runner: AnyFiber | undefined
   private writers: Array<Waiter> | undefined
   private stall: Deadline | undefined
   private idle: Deadline | undefined
@@ -186,12 +137,14 @@ export class Wire {
   /** Called once, when the socket has closed. */
   onClosed: (() => void) | undefined
   private closeWaiters: Array<() => void> | undefined
+  tenant: Tenant | undefined
 
   constructor(
     readonly socket: Duplex,
     readonly deadlines: Deadlines,
     public limits: Limits
   ) {
+    super()
     const wired = socket as Wired
     wired[kWire] = this
     wired.on("error", onError)
@@ -221,10 +174,14 @@ export class Wire {
       }
       bytes = rest
     }
+    if (this.tenant !== undefined) {
+      this.tenant.receive(bytes)
+      return
+    }
     this.queue.push(bytes)
     this.size += bytes.length + PIECE
-    if (this.reader !== undefined && !this.reader.woken) {
-      inline(this)
+    if (this.awaitsInput) {
+      this.wakeInline()
     } else if (this.size >= HIGH_WATER) {
       this.pause()
     }
@@ -269,16 +226,39 @@ export class Wire {
     return this.queue.length === 0 ? Chunk.empty() : Chunk.fromIterable(this.queue)
   }
 
-  get hasInput(): boolean {
-    return this.queue.length > 0
+  protected override taken(): void {
+    this.resume()
   }
 
-  private take(): Chunk.Chunk<Uint8Array> {
-    const queue = this.queue
-    this.queue = []
-    this.size = 0
+  endedByPeer(): void {
+    this.eof = true
+    this.onEof?.()
+    this.tenant?.ended()
+    this.wakeInline()
+  }
+
+  /**
+   * From here on all that comes is the tenant's, and what was not read yet the first of it: a copy, since a tenant may
+   * change the bytes that it is given, and these are `leftover`.
+   */
+  occupy(tenant: Tenant): void {
+    this.tenant = tenant
+    const unread = this.queue
+    this.queueless()
     this.resume()
-    return queue.length === 1 ? Chunk.of(queue[0]!) : Chunk.unsafeFromArray(queue)
+    for (const bytes of unread) {
+      tenant.receive(Buffer.from(bytes))
+    }
+    if (this.eof) {
+      tenant.ended()
+    }
+    if (this.error !== undefined || this.isClosed) {
+      tenant.lost()
+    }
+  }
+
+  protected override get isOccupied(): boolean {
+    return this.tenant !== undefined
   }
 
   /** Puts bytes back, before all that is queued. */
@@ -289,16 +269,8 @@ export class Wire {
     }
   }
 
-  wakeReader(): void {
-    const reader = this.reader
-    if (reader !== undefined && !reader.woken) {
-      reader.woken = true
-      reader.wake()
-    }
-  }
-
   /** Why nothing more can be read; `undefined` while something may come, `None` for the peer's FIN. */
-  private ended(): Option.Option<ConnectionError> | undefined {
+  protected override ended(): Option.Option<ConnectionError> | undefined {
     if (this.detached) {
       return Option.some(closed("The socket was detached: the library reads it no more."))
     }
@@ -310,91 +282,6 @@ export class Wire {
         : this.closing
           ? Option.some(closed("The connection was closed at this end."))
           : undefined
-  }
-
-  /**
-   * Whether another fiber waits to read. One that was interrupted leaves its place behind, rather than pay for a finalizer
-   * at every read: it is known by being over, or by being the fiber that asks.
-   */
-  private isReadByOther(fiber: AnyFiber): boolean {
-    const other = this.reader?.fiber ?? this.runner
-    if (other === undefined) {
-      return false
-    }
-    if (other !== fiber && other.unsafePoll() === null) {
-      return true
-    }
-    this.reader = undefined
-    return false
-  }
-
-  /** Takes what is there, or waits for it; `undefined` at the peer's FIN. Interrupted, it has taken nothing. */
-  pullOrEnd(): Effect.Effect<Chunk.Chunk<Uint8Array> | undefined, ConnectionError> {
-    const pull: Effect.Effect<Chunk.Chunk<Uint8Array> | undefined, ConnectionError> = Effect.withFiberRuntime(
-      (fiber) => {
-        if (this.isReadByOther(fiber)) {
-          return Effect.fail(busy)
-        }
-        if (this.queue.length > 0) {
-          return Effect.succeed(this.take())
-        }
-        const ended = this.ended()
-        return ended !== undefined
-          ? Option.isNone(ended)
-            ? Effect.succeed(undefined)
-            : Effect.fail(ended.value)
-          : Effect.async((resume) => {
-              // The fiber takes the bytes itself, once it goes on: were they handed to it, an interruption would lose them.
-              this.reader = { fiber, woken: false, wake: () => resume(pull) }
-            })
-      }
-    )
-    return pull
-  }
-
-  /** `pullOrEnd`, with `None` for the peer's FIN. */
-  get pull(): Effect.Effect<Chunk.Chunk<Uint8Array>, Option.Option<ConnectionError>> {
-    return Effect.matchEffect(this.pullOrEnd(), {
-      onFailure: (error) => Effect.fail(Option.some(error)),
-      onSuccess: (bytes) => (bytes === undefined ? Effect.fail(Option.none()) : Effect.succeed(bytes))
-    })
-  }
-
-  /** Runs `handler` over all input until the peer's FIN: one effect a batch, in the calling fiber. */
-  run<A, E, R>(
-    handler: (bytes: Chunk.Chunk<Uint8Array>) => Effect.Effect<A, E, R>
-  ): Effect.Effect<void, ConnectionError | E, R> {
-    return Effect.withFiberRuntime((fiber) => {
-      const next = {
-        onFailure: (cause: Cause.Cause<E>) => {
-          this.runner = undefined
-          return Effect.failCause(cause)
-        },
-        onSuccess: () => {
-          this.runner = undefined
-          return step
-        }
-      }
-      const step: Effect.Effect<void, ConnectionError | E, R> = Effect.suspend(() => {
-        if (this.isReadByOther(fiber)) {
-          return Effect.fail(busy)
-        }
-        if (this.queue.length > 0) {
-          const handled = handler(this.take())
-          this.runner = fiber
-          return Effect.matchCauseEffect(handled, next)
-        }
-        const ended = this.ended()
-        return ended === undefined ? wait : ended._tag === "None" ? Effect.void : Effect.fail(ended.value)
-      })
-      const wait = Effect.async<void, ConnectionError | E, R>((resume) => {
-        this.reader = { fiber, woken: false, wake: () => resume(step) }
-      })
-      const scheduler = fiber.getFiberRef(FiberRef.currentScheduler)
-      const inlined = inlineScheduler(scheduler)
-      // Left on the fiber afterwards: it differs from its base within a socket's callback only.
-      return inlined === scheduler ? step : Effect.zipRight(FiberRef.set(FiberRef.currentScheduler, inlined), step)
-    })
   }
 
   // ---------------------------------------------------------------------------------------------------------- writing
@@ -470,7 +357,8 @@ export class Wire {
     })
   }
 
-  private drained(): Effect.Effect<void, ConnectionError> {
+  /** Done when the socket takes more. */
+  drained(): Effect.Effect<void, ConnectionError> {
     return Effect.withFiberRuntime((fiber) => {
       if (this.error !== undefined || this.isClosed || this.closing) {
         return Effect.fail(this.error ?? closed("The connection was closed while a write waited for the peer."))
@@ -555,9 +443,10 @@ export class Wire {
   /** Fails whoever waits, and whoever comes. */
   private fail(error: ConnectionError): void {
     this.error ??= error
-    this.informed ??= this.reader?.fiber ?? this.writers?.[0]?.fiber
+    this.informed ??= this.readingFiber ?? this.writers?.[0]?.fiber
     this.wakeReader()
     this.wakeWriters()
+    this.tenant?.lost()
   }
 
   /** The socket reported an error; 'close' follows. */
@@ -582,6 +471,7 @@ export class Wire {
     } else {
       this.wakeReader()
       this.wakeWriters()
+      this.tenant?.lost()
     }
     this.unlisten()
     this.onClosed?.()
@@ -616,6 +506,7 @@ export class Wire {
         this.queueless()
         this.wakeReader()
         this.wakeWriters()
+        this.tenant?.lost()
         this.idle?.cancel()
       }
       late = this.deadlines.add(this.limits.closeTimeout, () => {

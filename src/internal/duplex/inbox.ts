@@ -1,0 +1,210 @@
+/**
+ * What has arrived and waits to be read, and who reads it: one fiber at a time, in batches, woken within the callback in
+ * which something arrives.
+ */
+
+import type * as Cause from "effect/Cause"
+import * as Chunk from "effect/Chunk"
+import * as Effect from "effect/Effect"
+import type * as Fiber from "effect/Fiber"
+import * as FiberRef from "effect/FiberRef"
+import * as Option from "effect/Option"
+import type * as Scheduler from "effect/Scheduler"
+import { ConnectionError } from "../../UpgradeError.js"
+
+export type AnyFiber = Fiber.RuntimeFiber<any, any>
+
+interface Reader {
+  readonly fiber: AnyFiber
+  readonly wake: () => void
+  /** It was woken, and has not gone on yet: it is the reader still. */
+  woken: boolean
+}
+
+const busy = new ConnectionError({
+  reason: "Busy",
+  description: "Another fiber is reading this connection. Read from one place, and hand the bytes on from there."
+})
+
+/**
+ * A scheduler that goes on with a fiber within the socket's own callback, where the callback says so, instead of in a
+ * later microtask: what a batch causes is written before the callback returns. All else it leaves to its base.
+ */
+class InlineScheduler implements Scheduler.Scheduler {
+  static now = false
+  constructor(private readonly base: Scheduler.Scheduler) {}
+  shouldYield(fiber: AnyFiber): number | false {
+    return this.base.shouldYield(fiber)
+  }
+  scheduleTask(task: Scheduler.Task, priority: number, fiber?: AnyFiber): void {
+    if (InlineScheduler.now) {
+      // For the one fiber that is woken: what it starts is scheduled as ever.
+      InlineScheduler.now = false
+      task()
+    } else {
+      this.base.scheduleTask(task, priority, fiber)
+    }
+  }
+}
+
+const inlineSchedulers = new WeakMap<Scheduler.Scheduler, InlineScheduler>()
+
+export const inlineScheduler = (base: Scheduler.Scheduler): InlineScheduler => {
+  if (base instanceof InlineScheduler) {
+    return base
+  }
+  let scheduler = inlineSchedulers.get(base)
+  if (scheduler === undefined) {
+    scheduler = new InlineScheduler(base)
+    inlineSchedulers.set(base, scheduler)
+  }
+  return scheduler
+}
+
+export abstract class Inbox<A, E> {
+  protected queue: Array<A> = []
+  /** What the queue holds, in bytes. */
+  protected size = 0
+  private reader: Reader | undefined
+  /** The fiber of `run`, while it handles a batch. */
+  private runner: AnyFiber | undefined
+
+  /** Why nothing more can be read; `undefined` while something may come, `None` at the end of it. */
+  protected abstract ended(): Option.Option<E> | undefined
+
+  /** All was taken: what was stopped for its size may go on. */
+  protected abstract taken(): void
+
+  /** Whether somebody other than the readers here has what arrives. */
+  protected get isOccupied(): boolean {
+    return false
+  }
+
+  get hasInput(): boolean {
+    return this.queue.length > 0
+  }
+
+  /** The fiber that waits to read. */
+  get readingFiber(): AnyFiber | undefined {
+    return this.reader?.fiber
+  }
+
+  /** Whether a fiber waits to read, or handles what it has read in `run`. */
+  get isRead(): boolean {
+    const fiber = this.reader?.fiber ?? this.runner
+    return fiber !== undefined && fiber.unsafePoll() === null
+  }
+
+  protected get awaitsInput(): boolean {
+    return this.reader !== undefined && !this.reader.woken
+  }
+
+  wakeReader(): void {
+    const reader = this.reader
+    if (reader !== undefined && !reader.woken) {
+      reader.woken = true
+      reader.wake()
+    }
+  }
+
+  /** Wakes the reader within this callback of its socket. */
+  protected wakeInline(): void {
+    InlineScheduler.now = true
+    this.wakeReader()
+    InlineScheduler.now = false
+  }
+
+  protected takeAll(): Chunk.Chunk<A> {
+    const queue = this.queue
+    this.queue = []
+    this.size = 0
+    this.taken()
+    return queue.length === 1 ? Chunk.of(queue[0]!) : Chunk.unsafeFromArray(queue)
+  }
+
+  /**
+   * Whether another fiber waits to read. One that was interrupted leaves its place behind, rather than pay for a finalizer
+   * at every read: it is known by being over, or by being the fiber that asks.
+   */
+  private isReadByOther(fiber: AnyFiber): boolean {
+    if (this.isOccupied) {
+      return true
+    }
+    const other = this.reader?.fiber ?? this.runner
+    if (other === undefined) {
+      return false
+    }
+    if (other !== fiber && other.unsafePoll() === null) {
+      return true
+    }
+    this.reader = undefined
+    return false
+  }
+
+  /** Takes what is there, or waits for it; `undefined` at the end. Interrupted, it has taken nothing. */
+  pullOrEnd(): Effect.Effect<Chunk.Chunk<A> | undefined, E | ConnectionError> {
+    const pull: Effect.Effect<Chunk.Chunk<A> | undefined, E | ConnectionError> = Effect.withFiberRuntime((fiber) => {
+      if (this.isReadByOther(fiber)) {
+        return Effect.fail(busy)
+      }
+      if (this.queue.length > 0) {
+        return Effect.succeed(this.takeAll())
+      }
+      const ended = this.ended()
+      return ended !== undefined
+        ? Option.isNone(ended)
+          ? Effect.succeed(undefined)
+          : Effect.fail(ended.value)
+        : Effect.async((resume) => {
+            // The fiber takes the input itself, once it goes on: were it handed over, an interruption would lose it.
+            this.reader = { fiber, woken: false, wake: () => resume(pull) }
+          })
+    })
+    return pull
+  }
+
+  /** `pullOrEnd`, with `None` for the end. */
+  get pull(): Effect.Effect<Chunk.Chunk<A>, Option.Option<E | ConnectionError>> {
+    return Effect.matchEffect(this.pullOrEnd(), {
+      onFailure: (error) => Effect.fail(Option.some(error)),
+      onSuccess: (batch) => (batch === undefined ? Effect.fail(Option.none()) : Effect.succeed(batch))
+    })
+  }
+
+  /** Runs `handler` over all input until its end: one effect a batch, in the calling fiber. */
+  run<B, E2, R>(
+    handler: (batch: Chunk.Chunk<A>) => Effect.Effect<B, E2, R>
+  ): Effect.Effect<void, E | ConnectionError | E2, R> {
+    return Effect.withFiberRuntime((fiber) => {
+      const next = {
+        onFailure: (cause: Cause.Cause<E2>) => {
+          this.runner = undefined
+          return Effect.failCause(cause)
+        },
+        onSuccess: () => {
+          this.runner = undefined
+          return step
+        }
+      }
+      const step: Effect.Effect<void, E | ConnectionError | E2, R> = Effect.suspend(() => {
+        if (this.isReadByOther(fiber)) {
+          return Effect.fail(busy)
+        }
+        if (this.queue.length > 0) {
+          const handled = handler(this.takeAll())
+          this.runner = fiber
+          return Effect.matchCauseEffect(handled, next)
+        }
+        const ended = this.ended()
+        return ended === undefined ? wait : ended._tag === "None" ? Effect.void : Effect.fail(ended.value)
+      })
+      const wait = Effect.async<void, E | ConnectionError | E2, R>((resume) => {
+        this.reader = { fiber, woken: false, wake: () => resume(step) }
+      })
+      const scheduler = fiber.getFiberRef(FiberRef.currentScheduler)
+      const inlined = inlineScheduler(scheduler)
+      // Left on the fiber afterwards: it differs from its base within a socket's callback only.
+      return inlined === scheduler ? step : Effect.zipRight(FiberRef.set(FiberRef.currentScheduler, inlined), step)
+    })
+  }
+}
