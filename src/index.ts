@@ -3,6 +3,7 @@
  */
 export * as Connection from "./Connection.js"
 export * as Protocol from "./Protocol.js"
+export * as Tunnel from "./Tunnel.js"
 export * as Upgrade from "./Upgrade.js"
 export * as Upgraded from "./Upgraded.js"
 export * as UpgradeError from "./UpgradeError.js"
