@@ -37,6 +37,7 @@ import {
 } from "../UpgradeError.js"
 import type { ConnectionImpl } from "./connection.js"
 import type { Deadline, Deadlines } from "./deadlines.js"
+import { bytesSent, unsent } from "./duplex/node.js"
 import type { Limits, Wire } from "./duplex/wire.js"
 import { isFieldName, isFieldValue, listIncludes, type Offer } from "./http1/offers.js"
 import { UpgradedImpl } from "./upgraded.js"
@@ -212,13 +213,17 @@ export abstract class Exchange {
   /** The head of an ordinary response is out. */
   protected abstract readonly isAnswering: boolean
   /** Gives up: nothing was answered in time, and nothing can be. */
-  protected abstract destroy(): void
+  abstract destroy(): void
 
   /** The fiber of the whole request has ended: a hook that died, say, leaves nobody to answer. */
   abstract requestEnded(): void
 
   private undecided(millis: number): void {
-    if (this.phase !== "Deciding" || this.isAnswering) {
+    if (this.phase !== "Deciding") {
+      return
+    }
+    if (this.isAnswering) {
+      this.watchAnswer(this.host.settings.writeTimeout)
       return
     }
     this.timedOut = new UpgradeTimeout({ stage: "Decision", millis })
@@ -226,6 +231,23 @@ export abstract class Exchange {
     this.decision = this.host.deadlines.add(this.host.settings.closeTimeout, () => {
       if (this.phase === "Deciding") {
         this.destroy()
+      }
+    })
+  }
+
+  /**
+   * An answer of which nothing leaves for so long ends the connection: what the peer sends is not read on meanwhile, and
+   * so its going is not seen.
+   */
+  protected watchAnswer(millis: number): void {
+    const { socket } = this
+    const sent = bytesSent(socket)
+    const waits = unsent(socket) > 0
+    this.decision = this.host.deadlines.add(millis, () => {
+      if (waits && unsent(socket) > 0 && bytesSent(socket) === sent) {
+        this.destroy()
+      } else {
+        this.watchAnswer(millis)
       }
     })
   }

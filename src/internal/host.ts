@@ -14,7 +14,7 @@ import type { Options } from "../UpgradeServer.js"
 import { type ConnectionImpl, connectionOf } from "./connection.js"
 import { Deadlines } from "./deadlines.js"
 import type { Exchange, Host, Settings } from "./exchange.js"
-import { carrierOf, currentResponse, stopAtUpgrades } from "./http1/node.js"
+import { carrierOf, closeUnanswered, currentResponse, stopAtUpgrades } from "./http1/node.js"
 
 const defaults: Settings = {
   decisionTimeout: 60_000,
@@ -102,7 +102,10 @@ export class ServerHost implements Host {
     }
     if (!sockets.has(socket)) {
       sockets.add(socket)
-      socket.once("close", () => sockets.delete(socket))
+      socket.once("close", () => {
+        sockets.delete(socket)
+        closeUnanswered(socket)
+      })
     }
   }
 
@@ -129,11 +132,7 @@ export class ServerHost implements Host {
         : this.emptied.await,
       Effect.suspend(() =>
         Effect.zipRight(
-          Effect.forEach(
-            Array.from(this.exchanges, ({ fiber }) => fiber).filter((fiber) => fiber !== undefined),
-            (fiber) => Fiber.interrupt(fiber),
-            { concurrency: "unbounded", discard: true }
-          ),
+          this.interruptExchanges,
           Effect.suspend(() => {
             this.drained = true
             return Effect.forEach(Array.from(this.connections), (connection) => connection.shutdown(), {
@@ -143,6 +142,21 @@ export class ServerHost implements Host {
           })
         )
       )
+    )
+  })
+
+  /** One whose answer is on its way is not interruptible, and ends with its socket where the answer does not leave. */
+  private readonly interruptExchanges: Effect.Effect<void> = Effect.suspend(() => {
+    const late = this.deadlines.add(this.settings.closeTimeout, () => {
+      this.exchanges.forEach((exchange) => exchange.destroy())
+    })
+    return Effect.ensuring(
+      Effect.forEach(
+        Array.from(this.exchanges, ({ fiber }) => fiber).filter((fiber) => fiber !== undefined),
+        (fiber) => Fiber.interrupt(fiber),
+        { concurrency: "unbounded", discard: true }
+      ),
+      Effect.sync(() => late.cancel())
     )
   })
 

@@ -1,3 +1,4 @@
+import type { Duplex } from "node:stream"
 import * as HttpServerRequest from "@effect/platform/HttpServerRequest"
 import * as HttpServerResponse from "@effect/platform/HttpServerResponse"
 import { assert, describe, it } from "@effect/vitest"
@@ -6,9 +7,13 @@ import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as FastCheck from "effect/FastCheck"
+import * as Fiber from "effect/Fiber"
+import * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
 import * as TestClock from "effect/TestClock"
 import * as Protocol from "../../src/Protocol.js"
 import * as Arbitrary from "../../src/testing/Arbitrary.js"
+import type * as Peer from "../../src/testing/Peer.js"
 import * as Upgrade from "../../src/Upgrade.js"
 import * as Upgraded from "../../src/Upgraded.js"
 import {
@@ -343,6 +348,177 @@ describe("a handler that never decides", () => {
       yield* TestClock.adjust("1 hour")
       yield* Deferred.succeed(gate, undefined)
       assert.strictEqual((yield* peer.receiveResponse).text, "late")
+    })
+  )
+})
+
+describe("an answer that does not leave", () => {
+  interface Stuck {
+    readonly running: Running
+    readonly peer: Peer.Peer
+    /** How many requests are over: each has closed its Scope, and none of its fibers is left. */
+    readonly over: () => number
+    readonly close: Effect.Effect<void>
+  }
+
+  /** Answers with more than the way holds, to a peer that reads nothing. */
+  const stuck = (
+    requests: ReadonlyArray<string>,
+    answer = HttpServerResponse.uint8Array(new Uint8Array(1024 * 1024))
+  ): Effect.Effect<Stuck, unknown, Scope.Scope> =>
+    Effect.gen(function* () {
+      let over = 0
+      let socket: Duplex | undefined
+      const scope = yield* Effect.acquireRelease(Scope.make(), (scope) => Scope.close(scope, Exit.void))
+      const app = Effect.gen(function* () {
+        yield* Effect.addFinalizer(() =>
+          Effect.sync(() => {
+            over++
+          })
+        )
+        const { url } = yield* HttpServerRequest.HttpServerRequest
+        return url === "/endless"
+          ? HttpServerResponse.stream(Stream.concat(Stream.make(Buffer.alloc(1024 * 1024)), Stream.never))
+          : answer
+      })
+      const running = yield* Scope.extend(serve(app, { kind: "memory" }), scope)
+      running.server.once("connection", (accepted: Duplex) => {
+        socket = accepted
+      })
+      const peer = yield* running.connect
+      peer.socket.pause()
+      yield* peer.send(requests.join(""))
+      yield* Effect.repeat(turn, { until: () => socket!.writableNeedDrain })
+      assert.strictEqual(over, 0)
+      return { running, peer, over: () => over, close: Scope.close(scope, Exit.void) }
+    })
+
+  const plain = message("GET / HTTP/1.1", ["Host: a"])
+
+  const endless = message("GET /endless HTTP/1.1", ["Host: a"])
+
+  const requests: ReadonlyArray<readonly [string, ReadonlyArray<string>]> = [
+    ["to a request that offers a switch", [asking("/")]],
+    ["to an ordinary request", [plain]],
+    ["to an ordinary request before another", [plain, plain]],
+    ["to an ordinary request behind one whose answer has no end", [endless, plain]],
+    ["to one that offers a switch behind an ordinary one", [plain, asking("/")]]
+  ]
+
+  it.scoped.each(requests)("%s, leaves no fiber behind when the peer resets", ([_, requests]) =>
+    Effect.gen(function* () {
+      const { over, peer, running } = yield* stuck(requests)
+      yield* peer.reset
+      yield* running.idle
+      yield* Effect.repeat(turn, { until: () => over() === requests.length })
+    })
+  )
+
+  // The platform waits for the end of any answer to HEAD, that to a client which has gone too
+  const heads = [asking("/", { method: "HEAD" }), message("HEAD / HTTP/1.1", ["Host: a"])]
+
+  it.scoped.each(heads)("and is made after the peer has gone, leaves no fiber behind: %j", (request) =>
+    Effect.gen(function* () {
+      const reached = yield* Deferred.make<void>()
+      const gate = yield* Deferred.make<void>()
+      const over = yield* Deferred.make<void>()
+      const late = Effect.addFinalizer(() => Deferred.succeed(over, undefined)).pipe(
+        Effect.zipRight(Deferred.succeed(reached, undefined)),
+        Effect.zipRight(Deferred.await(gate)),
+        Effect.as(HttpServerResponse.text("late")),
+        Effect.uninterruptible
+      )
+      const { connect, idle } = yield* serve(
+        Effect.flatMap(HttpServerRequest.HttpServerRequest, ({ url }) =>
+          url === "/endless" ? Effect.succeed(HttpServerResponse.stream(Stream.never)) : late
+        )
+      )
+      const peer = yield* connect
+      yield* peer.send(endless + request)
+      yield* Deferred.await(reached)
+      yield* peer.reset
+      yield* idle
+      yield* Deferred.succeed(gate, undefined)
+      yield* Deferred.await(over)
+    })
+  )
+
+  it.scoped("ends its connection when nothing leaves for writeTimeout behind decisionTimeout", () =>
+    Effect.gen(function* () {
+      const { over, peer, running } = yield* stuck([asking("/")])
+      yield* TestClock.adjust("60 seconds")
+      yield* TestClock.adjust("119 seconds")
+      assert.strictEqual(over(), 0)
+      yield* TestClock.adjust("1 seconds")
+      yield* running.idle
+      yield* Effect.repeat(turn, { until: () => over() === 1 })
+      yield* peer.closed
+    })
+  )
+
+  it.scoped("is waited for as long as the peer takes something now and then", () =>
+    Effect.gen(function* () {
+      const pieces = Stream.fromIterable(Array.from({ length: 10 }, () => Buffer.alloc(100_000)))
+      const { over, peer } = yield* stuck([asking("/")], HttpServerResponse.stream(pieces))
+      yield* TestClock.adjust("60 seconds")
+      for (let i = 0; i < 4; i++) {
+        yield* peer.receiveExactly(150_000)
+        peer.socket.pause()
+        yield* Effect.repeatN(turn, 5)
+        yield* TestClock.adjust("119 seconds")
+      }
+      assert.strictEqual(over(), 0)
+      yield* peer.receiveUntil("\r\n0\r\n\r\n")
+      yield* Effect.repeat(turn, { until: () => over() === 1 })
+    })
+  )
+
+  it.scoped("holds up the shutdown no longer than closeTimeout", () =>
+    Effect.gen(function* () {
+      const { close, over, peer } = yield* stuck([asking("/")])
+      const closing = yield* Effect.fork(close)
+      yield* Effect.repeatN(turn, 5)
+      yield* TestClock.adjust("4999 millis")
+      assert.isNull(closing.unsafePoll())
+      yield* TestClock.adjust("1 millis")
+      yield* Fiber.join(closing)
+      assert.strictEqual(over(), 1)
+      yield* peer.closed
+    })
+  )
+
+  it.scoped("when it is the 101 yields ConnectionLost after writeTimeout", () =>
+    Effect.gen(function* () {
+      const error = yield* Deferred.make<string>()
+      const app = Effect.gen(function* () {
+        const request = yield* HttpServerRequest.HttpServerRequest
+        if (request.headers.upgrade === undefined) {
+          return HttpServerResponse.uint8Array(new Uint8Array(64 * 1024))
+        }
+        const [response, upgraded] = yield* Upgrade.respond(raw, { writeTimeout: "7 seconds" })
+        const claim = Effect.matchEffect(Effect.scoped(upgraded), {
+          onFailure: ({ _tag }) => Deferred.succeed(error, _tag),
+          onSuccess: () => Deferred.succeed(error, "switched")
+        })
+        yield* Effect.forkDaemon(claim)
+        return response
+      })
+      const running = yield* serve(app, { kind: "memory" })
+      let socket: Duplex | undefined
+      running.server.once("connection", (accepted: Duplex) => {
+        socket = accepted
+      })
+      const peer = yield* running.connect
+      peer.socket.pause()
+      // The way is full behind this answer
+      yield* peer.send(plain)
+      yield* Effect.repeat(turn, { until: () => peer.socket.readableLength > 64 * 1024 })
+      yield* peer.send(asking("/"))
+      yield* Effect.repeat(turn, { until: () => socket!.writableLength > 0 })
+      assert.strictEqual(yield* running.switched, 0)
+      yield* TestClock.adjust("7 seconds")
+      assert.strictEqual(yield* Deferred.await(error), "ConnectionLost")
+      yield* running.idle
     })
   )
 })

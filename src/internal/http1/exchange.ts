@@ -63,6 +63,7 @@ export class Http1Exchange extends Exchange {
     this.request = request
     this.response = new ServerResponse(request)
     Node.prepareResponse(this.response, server, this.keepsAlive)
+    Node.endsOnClose(this.response)
     this.response.on("finish", () => this.finished())
     this.guardHead()
     if (request instanceof FramedRequest) {
@@ -326,13 +327,15 @@ export class Http1Exchange extends Exchange {
       wire.limits = limits
       let resumed = (_: Effect.Effect<Wire, ConnectionLost>): void => {}
       socket.write(switchHead(protocol, this.isConnect, statusText, headers, cookies), "latin1", (error) => {
-        resumed(error ? lost("it failed while the 101 was written") : Effect.succeed(wire))
+        // Node tells no error of a write that the end of its socket cut off
+        resumed(error || socket.destroyed ? lost("it failed while the 101 was written") : Effect.succeed(wire))
       })
       // Mostly the system has taken it by now, and the callback would only come later to say so.
       return socket.writableLength === 0 && !socket.destroyed
         ? Effect.succeed(wire)
         : Effect.async((resume) => {
             resumed = resume
+            this.watchAnswer(limits.writeTimeout)
           })
     })
   }
@@ -357,7 +360,7 @@ export class Http1Exchange extends Exchange {
     return this.response.headersSent
   }
 
-  protected destroy(): void {
+  destroy(): void {
     this.socket.destroy()
   }
 

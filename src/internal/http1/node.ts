@@ -84,6 +84,56 @@ export const closeResponse = (response: Http.ServerResponse): void => {
   }
 }
 
+/**
+ * Has the callback of `end` called also where the response closes unfinished: it waits for 'finish', which the loss of the
+ * peer takes away, and a fiber that waits for it, as the platform's do, would be left behind.
+ */
+export const endsOnClose = (response: Http.ServerResponse): void => {
+  const { end } = response
+  response.end = (...args: Array<unknown>) => {
+    const callback = args[args.length - 1]
+    if (typeof callback !== "function") {
+      return Reflect.apply(end, response, args)
+    }
+    let called = false
+    const once = () => {
+      if (!called) {
+        called = true
+        callback()
+      }
+    }
+    Reflect.apply(end, response, [...args.slice(0, -1), once])
+    if ((response as Response)._closed === true) {
+      once()
+    } else {
+      response.once("close", once)
+    }
+    return response
+  }
+}
+
+const kUnanswered = Symbol("effect-upgrade/unanswered")
+
+type Answering = Duplex & { [kUnanswered]?: Set<Http.ServerResponse> }
+
+/** Has a response of Node's own closed with its socket also where it has not had its turn: Node leaves those open. */
+export const closesWithSocket = (response: Http.ServerResponse): void => {
+  const unanswered = ((response.req.socket as Answering)[kUnanswered] ??= new Set())
+  unanswered.add(response)
+  response.once("finish", () => unanswered.delete(response))
+  endsOnClose(response)
+}
+
+/** The socket has closed: nothing that was not answered will be. */
+export const closeUnanswered = (socket: Duplex): void => {
+  ;(socket as Answering)[kUnanswered]?.forEach((response) => {
+    // The one that has the socket is closed by Node itself
+    if (response !== currentResponse(socket)) {
+      closeResponse(response)
+    }
+  })
+}
+
 /** A response that will write nothing: the connection has become another's, or is about to. */
 export const setSpent = (response: Http.ServerResponse, spent: boolean): void => {
   response.finished = spent

@@ -23,7 +23,7 @@ import { ordinary } from "../exchange.js"
 import { makeHost, type ServerHost } from "../host.js"
 import { exchangeOf, hostOf, registerExchange, registerHost } from "../requests.js"
 import { Http1Exchange, keepsAlive } from "./exchange.js"
-import { answerForNobody, countRequest } from "./node.js"
+import { answerForNobody, closesWithSocket, countRequest } from "./node.js"
 import { provideUpgrade } from "./platform.js"
 
 type Handler = (request: IncomingMessage, response: ServerResponse) => void
@@ -129,6 +129,7 @@ export const open = (
     const handlers: Array<Handler> = []
     const handle: Handler = (request, response) => (handlers[handlers.length - 1] ?? unserved)(request, response)
     const onRequest: Handler = (request, response) => {
+      closesWithSocket(response)
       if (countRequest(server, request.socket, response)) {
         handle(request, response)
       }
