@@ -19,9 +19,24 @@
  * | `NotSwitched` | the handler answered something else | what it answered |
  * | `ConnectionError` | the connection failed after the switch | nothing |
  *
+ * Those of a client (`UpgradeClientError`) are met by whoever asks. A server that asks another one on behalf of its own
+ * client answers with 502 or 504, or with what it was told.
+ *
+ * | tag | what happened |
+ * |---|---|
+ * | `InvalidRequest` | the request cannot be written as it is; nothing was sent, or the body failed |
+ * | `ConnectFailed` | no connection: the name is unknown, the port refuses, the network is down |
+ * | `TlsFailed` | no TLS over it: a certificate that is not trusted, no common version |
+ * | `UpgradeTimeout` | connecting, the answer or the whole took too long |
+ * | `ConnectionLost` | the server went before it had answered |
+ * | `UpgradeRejected` | it answered something else: the whole response, with its body |
+ * | `ProtocolMismatch` | it switched to what was not asked for, or what it sent is no HTTP |
+ *
  * @since 0.1.0
  */
 import * as HttpApiSchema from "@effect/platform/HttpApiSchema"
+import * as HttpClientRequest from "@effect/platform/HttpClientRequest"
+import * as HttpClientResponse from "@effect/platform/HttpClientResponse"
 import * as HttpServerRespondable from "@effect/platform/HttpServerRespondable"
 import * as HttpServerResponse from "@effect/platform/HttpServerResponse"
 import * as Effect from "effect/Effect"
@@ -250,9 +265,13 @@ export class ConnectionLost extends Schema.TaggedError<ConnectionLost>("effect-u
 }
 
 /**
- * The request's body, the handler's decision or the claim of the connection took too long (`stage`), in milliseconds.
+ * Something took too long (`stage`), in milliseconds.
  *
- * Answered with 408 for the body and 503 for the decision; an unclaimed connection is closed.
+ * On a server: the request's body (`"Body"`), the handler's decision (`"Decision"`) or the claim of the connection
+ * (`"Claim"`). Answered with 408 for the body and 503 for the decision; an unclaimed connection is closed.
+ *
+ * On a client: the connection, TLS included (`"Connect"`), the head of the answer (`"Head"`) or all of it together
+ * (`"Total"`). A server that asked on behalf of its own client answers with 504.
  *
  * @since 0.1.0
  * @category errors
@@ -260,7 +279,7 @@ export class ConnectionLost extends Schema.TaggedError<ConnectionLost>("effect-u
 export class UpgradeTimeout extends Schema.TaggedError<UpgradeTimeout>("effect-upgrade/UpgradeTimeout")(
   "UpgradeTimeout",
   {
-    stage: Schema.Literal("Body", "Decision", "Claim"),
+    stage: Schema.Literal("Body", "Decision", "Claim", "Connect", "Head", "Total"),
     millis: Schema.Number
   },
   HttpApiSchema.annotations({ status: 503 })
@@ -274,11 +293,25 @@ export class UpgradeTimeout extends Schema.TaggedError<UpgradeTimeout>("effect-u
         return `The handler did not answer the upgrade within ${this.millis} ms (decisionTimeout).`
       case "Claim":
         return `Nobody claimed the switched connection within ${this.millis} ms (claimTimeout).`
+      case "Connect":
+        return `The connection was not there within ${this.millis} ms (connectTimeout).`
+      case "Head":
+        return `The server did not answer within ${this.millis} ms (headTimeout).`
+      case "Total":
+        return `The upgrade took longer than ${this.millis} ms (timeout).`
     }
   }
   /** @since 0.1.0 */
   [HttpServerRespondable.symbol](): Effect.Effect<HttpServerResponse.HttpServerResponse> {
-    return answer(this.stage === "Body" ? 408 : 503, this.message, { connection: "close" })
+    switch (this.stage) {
+      case "Body":
+        return answer(408, this.message, { connection: "close" })
+      case "Decision":
+      case "Claim":
+        return answer(503, this.message, { connection: "close" })
+      default:
+        return Effect.succeed(HttpServerResponse.empty({ status: 504 }))
+    }
   }
 }
 
@@ -329,7 +362,8 @@ export class TooManyConnections extends Schema.TaggedError<TooManyConnections>("
 }
 
 /**
- * The other side answered a switch that was not asked for, or not as its protocol demands.
+ * The other side answered a switch that was not asked for, or not as its protocol demands, or something that is no HTTP.
+ * The connection is destroyed: nobody knows what its bytes mean.
  *
  * @since 0.1.0
  * @category errors
@@ -345,6 +379,139 @@ export class ProtocolMismatch extends Schema.TaggedError<ProtocolMismatch>("effe
   /** @since 0.1.0 */
   override get message(): string {
     return this.description
+  }
+  /** @since 0.1.0 */
+  [HttpServerRespondable.symbol](): Effect.Effect<HttpServerResponse.HttpServerResponse> {
+    return Effect.succeed(HttpServerResponse.empty({ status: 502 }))
+  }
+}
+
+const isClientRequest = (u: unknown): u is HttpClientRequest.HttpClientRequest =>
+  Predicate.hasProperty(u, HttpClientRequest.TypeId)
+
+const isClientResponse = (u: unknown): u is HttpClientResponse.HttpClientResponse =>
+  Predicate.hasProperty(u, HttpClientResponse.TypeId)
+
+/**
+ * The server did not switch: it answered something else, a redirection included.
+ *
+ * `response` is the whole answer, with a body that can be read as text, JSON or a stream for as long as the Scope is
+ * open. What nobody reads of it stays with the server.
+ *
+ * @example
+ * ```ts
+ * import { Effect } from "effect"
+ * import { Protocol, UpgradeClient } from "effect-upgrade"
+ *
+ * export const program = UpgradeClient.upgrade("http://localhost:3000/echo", Protocol.raw("echo")).pipe(
+ *   Effect.catchTag("UpgradeRejected", (rejected) =>
+ *     Effect.flatMap(rejected.response.text, (text) => Effect.logError(rejected.status, text))),
+ *   Effect.scoped
+ * )
+ * ```
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class UpgradeRejected extends Schema.TaggedError<UpgradeRejected>("effect-upgrade/UpgradeRejected")(
+  "UpgradeRejected",
+  {
+    protocol: Schema.String,
+    request: Schema.declare(isClientRequest, { identifier: "HttpClientRequest" }),
+    response: Schema.declare(isClientResponse, { identifier: "HttpClientResponse" })
+  },
+  HttpApiSchema.annotations({ status: 502 })
+) {
+  /**
+   * The status of the answer.
+   *
+   * @since 0.1.0
+   */
+  get status(): number {
+    return this.response.status
+  }
+  /** @since 0.1.0 */
+  override get message(): string {
+    return `The server answered ${this.status} instead of the switch to ${this.protocol}.`
+  }
+  /** @since 0.1.0 */
+  [HttpServerRespondable.symbol](): Effect.Effect<HttpServerResponse.HttpServerResponse> {
+    return Effect.succeed(HttpServerResponse.empty({ status: 502 }))
+  }
+}
+
+/**
+ * The request cannot be written: a control character in a field, an address that is no URL, a method that the protocol
+ * is not entered by, a body that is longer or shorter than it says or that failed (its error is the `cause`).
+ *
+ * Nothing was sent, but where it is the body: then the connection is destroyed.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class InvalidRequest extends Schema.TaggedError<InvalidRequest>("effect-upgrade/InvalidRequest")(
+  "InvalidRequest",
+  {
+    description: Schema.String,
+    cause: Schema.optional(Schema.Defect)
+  },
+  HttpApiSchema.annotations({ status: 500 })
+) {
+  /** @since 0.1.0 */
+  override get message(): string {
+    return this.description
+  }
+}
+
+/**
+ * There is no connection to `address`: `reason` is `"Resolve"` (its name is not known) or `"Connect"` (nobody listens, or
+ * the network does not lead there). What the system reported is the `cause`.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class ConnectFailed extends Schema.TaggedError<ConnectFailed>("effect-upgrade/ConnectFailed")(
+  "ConnectFailed",
+  {
+    address: Schema.String,
+    reason: Schema.Literal("Resolve", "Connect"),
+    description: Schema.String,
+    cause: Schema.optional(Schema.Defect)
+  },
+  HttpApiSchema.annotations({ status: 502 })
+) {
+  /** @since 0.1.0 */
+  override get message(): string {
+    return this.description
+  }
+  /** @since 0.1.0 */
+  [HttpServerRespondable.symbol](): Effect.Effect<HttpServerResponse.HttpServerResponse> {
+    return Effect.succeed(HttpServerResponse.empty({ status: 502 }))
+  }
+}
+
+/**
+ * The connection could not be secured: a certificate that is not trusted or not of this name, no common version or
+ * cipher, a peer that went or does not speak TLS. What was reported is the `cause`.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class TlsFailed extends Schema.TaggedError<TlsFailed>("effect-upgrade/TlsFailed")(
+  "TlsFailed",
+  {
+    description: Schema.String,
+    cause: Schema.optional(Schema.Defect)
+  },
+  HttpApiSchema.annotations({ status: 502 })
+) {
+  /** @since 0.1.0 */
+  override get message(): string {
+    return this.description
+  }
+  /** @since 0.1.0 */
+  [HttpServerRespondable.symbol](): Effect.Effect<HttpServerResponse.HttpServerResponse> {
+    return Effect.succeed(HttpServerResponse.empty({ status: 502 }))
   }
 }
 
@@ -397,6 +564,21 @@ export type UpgradeError =
  * @category models
  */
 export type SwitchError = BodyOn101 | NotSwitched | ConnectionLost | AlreadyUpgraded | UpgradeTimeout
+
+/**
+ * What a client can meet instead of a connection.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type UpgradeClientError =
+  | InvalidRequest
+  | ConnectFailed
+  | TlsFailed
+  | UpgradeTimeout
+  | ConnectionLost
+  | UpgradeRejected
+  | ProtocolMismatch
 
 /**
  * The schema of `UpgradeError`, to declare all of them on an `HttpApi` endpoint at once.

@@ -17,10 +17,12 @@
  */
 
 import type { Duplex } from "node:stream"
+import type { ConnectionOptions, TLSSocket, TlsOptions } from "node:tls"
 import type * as Socket from "@effect/platform/Socket"
 import type * as Channel from "effect/Channel"
 import * as Chunk from "effect/Chunk"
 import * as Context from "effect/Context"
+import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
 import { dual } from "effect/Function"
@@ -33,8 +35,9 @@ import type * as Stream from "effect/Stream"
 import type * as Types from "effect/Types"
 import { type Connection, type Listener, Net, Tls } from "./Connection.js"
 import * as internal from "./internal/duplex/adapters.js"
+import { secure as secureInPlace } from "./internal/secure.js"
 import { TypeId as internalTypeId, type UpgradedImpl } from "./internal/upgraded.js"
-import type { ConnectionError } from "./UpgradeError.js"
+import type { ConnectionError, TlsFailed } from "./UpgradeError.js"
 
 /**
  * @since 0.1.0
@@ -287,4 +290,66 @@ export const downcast: {
       : (self.socket as Duplex) instanceof (type as abstract new (...args: any) => T)
     return fits ? Either.right(self as Upgraded<any, Token>) : Either.left(self)
   }
+)
+
+/**
+ * TLS in place, as a client or as the server of it.
+ *
+ * - `servername` (client): what the certificate must be for: the name of the host, or its address.
+ * - Node's options of TLS: `ca`, `cert`, `key`, `ALPNProtocols`, `requestCert`, `rejectUnauthorized` and so on.
+ * - `handshakeTimeout` (10 s): how long it may take.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type SecureOptions = { readonly handshakeTimeout?: Duration.DurationInput | undefined } & (
+  | ({ readonly role: "client"; readonly servername: string } & Omit<
+      ConnectionOptions,
+      "host" | "path" | "port" | "servername" | "socket"
+    >)
+  | ({ readonly role: "server" } & Omit<TlsOptions, "handshakeTimeout">)
+)
+
+/**
+ * Secures the connection where it stands: through a tunnel, after an `Upgrade: TLS/1.0` (RFC 2817), or whatever the
+ * protocol agreed on. TLS begins behind all that was written, and reads `leftover` first.
+ *
+ * The connection stays the same, with its Scope and its owner; its `socket` is the TLS socket from here on, and closing it
+ * closes what is below. The `Upgraded` that was given reads and writes no more.
+ *
+ * Fails with `ConnectionError` where the connection is gone, and with `TlsFailed` where the handshake fails; the connection
+ * is then destroyed, as it is after an interruption.
+ *
+ * @example
+ * ```ts
+ * import { Effect } from "effect"
+ * import { UpgradeClient, Upgraded } from "effect-upgrade"
+ *
+ * export const cipher = Effect.gen(function*() {
+ *   const tunnel = yield* UpgradeClient.connect("http://proxy:3128", "example.com:443")
+ *   const secured = yield* Upgraded.secure(tunnel, { role: "client", servername: "example.com" })
+ *   return secured.socket.getCipher().name
+ * }).pipe(Effect.scoped)
+ * ```
+ *
+ * @since 0.1.0
+ * @category converting
+ */
+export const secure: {
+  (
+    options: SecureOptions
+  ): <Token extends string>(
+    self: Upgraded<Duplex, Token>
+  ) => Effect.Effect<Upgraded<TLSSocket, Token>, ConnectionError | TlsFailed>
+  <Token extends string>(
+    self: Upgraded<Duplex, Token>,
+    options: SecureOptions
+  ): Effect.Effect<Upgraded<TLSSocket, Token>, ConnectionError | TlsFailed>
+} = dual(
+  2,
+  <Token extends string>(
+    self: Upgraded<Duplex, Token>,
+    options: SecureOptions
+  ): Effect.Effect<Upgraded<TLSSocket, Token>, ConnectionError | TlsFailed> =>
+    Effect.suspend(() => secureInPlace(self as UpgradedImpl<Duplex, Token>, options))
 )
