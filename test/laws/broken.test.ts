@@ -312,6 +312,19 @@ describe("a law is broken by a server that", () => {
     )
   )
 
+  it.live("cannot be left: the run that waits for that is given up, and told with its seed", () =>
+    breaks(
+      "bytes",
+      served(() => {}, {
+        connect: Effect.acquireRelease(
+          Effect.suspend(() => Peer.fromDuplex(pair()[1])),
+          () => Effect.never
+        )
+      }),
+      /it waited for the 101, and did not end when it was interrupted after 100 ms/
+    )
+  )
+
   it.live("does not answer at all", () =>
     breaks(
       "oneAnswer",

@@ -18,7 +18,7 @@ const titles: Record<keyof typeof Laws.laws, string> = {
 
 for (const [transport, targetLayer] of Object.entries(targets)) {
   describe(transport, () => {
-    layer(targetLayer, { excludeTestServices: true })((it) => {
+    layer(targetLayer, { excludeTestServices: true, timeout: "20 seconds" })((it) => {
       for (const name of Object.keys(Laws.laws) as Array<keyof typeof Laws.laws>) {
         it.effect(titles[name], () =>
           Effect.flatMap(Target, (target) => Laws.laws[name](target, { numRuns: runs(10) }))

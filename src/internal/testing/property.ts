@@ -106,15 +106,24 @@ export const check = <A>(
     }
   }).pipe(Effect.scoped)
 
-// A TestClock does not move by itself, and real sockets do not wait for it
-const limited = <A, R>(self: Effect.Effect<A, Broken, R>, trace: Trace, millis: number): Effect.Effect<A, Broken, R> =>
-  Effect.withClock(
-    Effect.timeoutFail(self, {
-      duration: millis,
-      onTimeout: () => new Broken(`it waited for ${trace.waitsFor}, and ${millis} ms were over`)
-    }),
-    Clock.make()
-  )
+const limited = <A, R>(
+  self: Effect.Effect<A, Broken, R>,
+  trace: Trace,
+  millis: number
+): Effect.Effect<A, Broken, R> => {
+  const within = Effect.timeoutFail(self, {
+    duration: millis,
+    onTimeout: () => new Broken(`it waited for ${trace.waitsFor}, and ${millis} ms were over`)
+  })
+  // One that is not over when it is interrupted is left behind: otherwise nobody would hear of it
+  const interrupted = Effect.timeoutFail(Effect.disconnect(within), {
+    duration: 2 * millis,
+    onTimeout: () =>
+      new Broken(`it waited for ${trace.waitsFor}, and did not end when it was interrupted after ${millis} ms`)
+  })
+  // A TestClock does not move by itself, and real sockets do not wait for it
+  return Effect.withClock(interrupted, Clock.make())
+}
 
 const reasonOf = (thrown: unknown): string => {
   if (!Exit.isExit(thrown) || Exit.isSuccess(thrown)) {
