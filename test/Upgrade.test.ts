@@ -11,6 +11,7 @@ import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
+import * as FiberId from "effect/FiberId"
 import * as FiberRef from "effect/FiberRef"
 import * as Queue from "effect/Queue"
 import * as Scope from "effect/Scope"
@@ -456,6 +457,128 @@ describe("respond", () => {
       const error = Exit.isFailure(result) ? Cause.squash(result.cause) : undefined
       assert.instanceOf(error, UpgradeError.UpgradeTimeout)
       assert.strictEqual((error as UpgradeError.UpgradeTimeout).stage, "Body")
+    })
+  )
+})
+
+describe("an interruption in the very turn in which the 101 is written", () => {
+  /** Runs this within the write of the 101, before it goes out. */
+  const whileWriting = (node: Served["node"], run: () => void) =>
+    node.once("connection", (socket) => {
+      const { write } = socket
+      socket.write = (...args: Array<unknown>) => {
+        if (String(args[0]).startsWith("HTTP/1.1 101")) {
+          socket.write = write
+          run()
+        }
+        return Reflect.apply(write, socket, args)
+      }
+    })
+
+  it.scoped.each(forms.map(([name]) => name))("of the request leaves no connection that is nobody's: %s", (name) =>
+    Effect.gen(function* () {
+      let fiber: Fiber.RuntimeFiber<unknown, unknown> | undefined
+      const form = forms.find(([form]) => form === name)![1]
+      const { node, send, server } = yield* serve(
+        Effect.withFiberRuntime<HttpServerResponse.HttpServerResponse, UpgradeError.UpgradeError, any>((it) => {
+          fiber = it as Fiber.RuntimeFiber<unknown, unknown>
+          return form(echoing)
+        })
+      )
+      whileWriting(node, () => fiber!.unsafeInterruptAsFork(FiberId.none))
+      const peer = yield* send(ask({ body: "early" }))
+      assert.strictEqual((yield* peer.receiveHead).status, 101)
+      if (name.startsWith("upgrade")) {
+        // The request is the session
+        yield* peer.closed
+      } else {
+        assert.strictEqual(decode(yield* peer.receiveExactly(5)), "early")
+        assert.lengthOf(yield* server.connections, 1)
+        yield* peer.end
+        yield* peer.receiveAll
+      }
+      yield* connected(server, 0)
+    })
+  )
+
+  /** Interrupts the fiber that runs under it when that is to go on: what woke it and the interruption meet. */
+  const interruptedWhenWoken = <A, E, R>(
+    self: Effect.Effect<A, E, R>,
+    interrupts: () => boolean
+  ): Effect.Effect<A, E, R> =>
+    Effect.withFiberRuntime((fiber) => {
+      const base = fiber.getFiberRef(FiberRef.currentScheduler)
+      return Effect.withScheduler(self, {
+        shouldYield: (fiber) => base.shouldYield(fiber),
+        scheduleTask: (task, priority) => {
+          base.scheduleTask(task, priority)
+          if (interrupts()) {
+            fiber.unsafeInterruptAsFork(FiberId.none)
+          }
+        }
+      })
+    })
+
+  it.scoped("of the claimer leaves it to be claimed until claimTimeout, and then closes it", () =>
+    withLogs((logs) =>
+      Effect.gen(function* () {
+        let writing = false
+        const claims = yield* Queue.unbounded<Effect.Effect<Upgraded.Upgraded, UpgradeError.SwitchError, Scope.Scope>>()
+        const { node, send, server } = yield* serve(
+          Effect.gen(function* () {
+            const [response, upgraded] = yield* Upgrade.respond(echo)
+            yield* Effect.forkDaemon(Effect.scoped(interruptedWhenWoken(upgraded, () => writing)))
+            yield* Effect.yieldNow()
+            yield* Queue.offer(claims, upgraded)
+            return response
+          })
+        )
+        const write = () => {
+          writing = true
+        }
+        whileWriting(node, write)
+        const first = yield* send(ask({ body: "early" }))
+        assert.strictEqual((yield* first.receiveHead).status, 101)
+        const scope = yield* Scope.make()
+        const upgraded = yield* Scope.extend(Effect.flatten(Queue.take(claims)), scope)
+        assert.strictEqual(textOf(upgraded.leftover), "early")
+        yield* Scope.close(scope, Exit.fail("no"))
+        yield* connected(server, 0)
+        writing = false
+        whileWriting(node, write)
+        const second = yield* send(ask())
+        assert.strictEqual((yield* second.receiveHead).status, 101)
+        yield* TestClock.adjust("9999 millis")
+        assert.lengthOf(yield* server.connections, 1)
+        assert.deepStrictEqual(logs, [])
+        yield* TestClock.adjust("1 millis")
+        yield* second.closed
+        yield* connected(server, 0)
+        assert.include(logs[0]!.message, "claimTimeout")
+      })
+    )
+  )
+
+  it.scoped("of a handler inside of session closes it at claimTimeout", () =>
+    Effect.gen(function* () {
+      let writing = false
+      const interrupted = outcome<void, never>()
+      const { node, send, server } = yield* serve(
+        Upgrade.session(
+          interruptedWhenWoken(Effect.as(Upgrade.upgrade(echo), Upgrade.done), () => writing).pipe(
+            Effect.onInterrupt(() => Deferred.succeed(interrupted, undefined))
+          )
+        )
+      )
+      whileWriting(node, () => {
+        writing = true
+      })
+      const peer = yield* send(ask())
+      assert.strictEqual((yield* peer.receiveHead).status, 101)
+      yield* Deferred.await(interrupted)
+      yield* TestClock.adjust("10 seconds")
+      yield* peer.closed
+      yield* connected(server, 0)
     })
   )
 })

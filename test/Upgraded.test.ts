@@ -563,6 +563,23 @@ describe("a second reader", () => {
       })
   )
 
+  it.scoped("is told Busy when the first was woken and has not gone on yet, and takes nothing from it", () =>
+    Effect.gen(function* () {
+      const { open } = yield* opening()
+      const { peer, upgraded } = yield* open()
+      const first = yield* Effect.fork(Upgraded.pull(upgraded))
+      yield* turns(3)
+      let second: Exit.Exit<unknown, unknown> | undefined
+      // Behind the library's own listener, in the same turn
+      upgraded.socket.once("data", () => {
+        second = Effect.runSyncExit(Upgraded.pull(upgraded))
+      })
+      yield* peer.send("mine")
+      assert.strictEqual(textOf(yield* Fiber.join(first)), "mine")
+      assert.strictEqual(reasonOf(second!), "Busy")
+    })
+  )
+
   it.scoped("is told Busy too while the first handles a batch", () =>
     Effect.gen(function* () {
       const { open } = yield* opening()

@@ -8,6 +8,7 @@ import * as Layer from "effect/Layer"
 import * as Scope from "effect/Scope"
 import * as TestClock from "effect/TestClock"
 import { Upgrade, Upgraded } from "../src/index.js"
+import * as Peer from "../src/testing/Peer.js"
 import {
   ask,
   connected,
@@ -153,6 +154,18 @@ describe("closing the layer", () => {
       assert.strictEqual(response._tag === "Right" ? response.right.status : 503, 503)
       yield* peer.end
       yield* Fiber.join(closing)
+    })
+  )
+
+  it.scoped("ends a TCP connection to a TLS port on which nothing was said", () =>
+    Effect.gen(function* () {
+      const { close, node, port } = yield* serving(HttpServerResponse.text("plain"), { kind: "TLS" })
+      const accepted = outcome<void, never>()
+      node.once("connection", () => Deferred.unsafeDone(accepted, Effect.void))
+      const peer = yield* Peer.connect({ port })
+      yield* Deferred.await(accepted)
+      yield* close
+      yield* peer.closed
     })
   )
 

@@ -281,6 +281,22 @@ describe("an upgrade that is ignored", () => {
     })
   )
 
+  it.scoped.each(kinds)("gives the connection back without announcing it to others again, over %s", (kind) =>
+    Effect.gen(function* () {
+      const { connect, server } = yield* serve(answers.text, { kind })
+      const announced: Array<unknown> = []
+      for (const event of ["connection", "secureConnection"]) {
+        server.on(event, (socket) => announced.push([event, socket]))
+      }
+      const peer = yield* connect
+      for (let i = 0; i < 3; i++) {
+        yield* peer.send(asking("/"))
+        assert.strictEqual((yield* peer.receiveResponse).text, "plain")
+      }
+      assert.lengthOf(announced, kind === "tls" ? 2 : 1)
+    })
+  )
+
   it.scoped("hides nothing that is pipelined behind it in its packet", () =>
     Effect.gen(function* () {
       const requests = Array.from({ length: 20 }, (_, i) => asking(`/${i}`, { fields: ["X-Answer: head"] }))
