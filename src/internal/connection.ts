@@ -179,6 +179,11 @@ export class ConnectionImpl<IO extends Duplex = Duplex> implements Public.Connec
     )
   }
 
+  /** `shutdown`, for whoever has no fiber to run it. */
+  abandon(): void {
+    this.fork(this.shutdown())
+  }
+
   private get latch(): Effect.Latch {
     return (this.done ??= Effect.unsafeMakeLatch(false))
   }

@@ -24,7 +24,9 @@ export class UpgradedImpl<IO extends Duplex = Duplex, Token extends string = str
     /** The protocol that was switched to. */
     readonly definition: Protocol<Token, any>,
     /** The fields of the 101 that the protocol agreed on: what it put there on the server, all of it on the client. */
-    readonly agreed: Headers.Headers
+    readonly agreed: Headers.Headers,
+    /** This end asked for the switch. */
+    readonly isClient = false
   ) {
     this.leftover = wire.peek()
   }

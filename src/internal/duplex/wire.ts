@@ -45,11 +45,11 @@ interface Waiter {
 export interface Tenant {
   readonly receive: (bytes: Uint8Array) => void
   /** The peer's FIN was read. */
-  readonly ended: () => void
+  readonly onEof: () => void
   /** The connection failed, or closed; `wire.error` says why. */
-  readonly lost: () => void
+  readonly onLost: () => void
   /** The socket has sent all that it held. */
-  readonly drained: () => void
+  readonly onDrained: () => void
   /** The connection is to be closed: says what is to be said before, and yields whether its end is an orderly one. */
   readonly farewell: (exit: Exit.Exit<unknown, unknown>) => Effect.Effect<boolean>
 }
@@ -96,7 +96,7 @@ function onDrain(this: Wired) {
   const wire = this[kWire]
   wire.onDrained?.()
   wire.wakeWriters()
-  wire.tenant?.drained()
+  wire.tenant?.onDrained()
 }
 
 function onClose(this: Wired) {
@@ -198,6 +198,11 @@ export class Wire extends Inbox<Uint8Array, ConnectionError> {
     this.flow()
   }
 
+  /** The peer is not being stopped. */
+  get isFlowing(): boolean {
+    return !this.held
+  }
+
   private flow(): void {
     if (this.detached) {
       return
@@ -233,7 +238,7 @@ export class Wire extends Inbox<Uint8Array, ConnectionError> {
   endedByPeer(): void {
     this.eof = true
     this.onEof?.()
-    this.tenant?.ended()
+    this.tenant?.onEof()
     this.wakeInline()
   }
 
@@ -250,10 +255,10 @@ export class Wire extends Inbox<Uint8Array, ConnectionError> {
       tenant.receive(Buffer.from(bytes))
     }
     if (this.eof) {
-      tenant.ended()
+      tenant.onEof()
     }
     if (this.error !== undefined || this.isClosed) {
-      tenant.lost()
+      tenant.onLost()
     }
   }
 
@@ -357,14 +362,18 @@ export class Wire extends Inbox<Uint8Array, ConnectionError> {
     })
   }
 
-  /** Done when the socket takes more. */
-  drained(): Effect.Effect<void, ConnectionError> {
+  private drained(): Effect.Effect<void, ConnectionError> {
     return Effect.withFiberRuntime((fiber) => {
       if (this.error !== undefined || this.isClosed || this.closing) {
         return Effect.fail(this.error ?? closed("The connection was closed while a write waited for the peer."))
       }
       return this.socket.writableNeedDrain ? Effect.zipRight(this.awaitWriter(fiber), this.drained()) : Effect.void
     })
+  }
+
+  /** Done when the socket has sent all that it held, and when it will send no more. */
+  get awaitWrite(): Effect.Effect<void> {
+    return Effect.withFiberRuntime((fiber) => this.awaitWriter(fiber))
   }
 
   private awaitWriter(fiber: AnyFiber): Effect.Effect<void> {
@@ -446,7 +455,7 @@ export class Wire extends Inbox<Uint8Array, ConnectionError> {
     this.informed ??= this.readingFiber ?? this.writers?.[0]?.fiber
     this.wakeReader()
     this.wakeWriters()
-    this.tenant?.lost()
+    this.tenant?.onLost()
   }
 
   /** The socket reported an error; 'close' follows. */
@@ -471,7 +480,7 @@ export class Wire extends Inbox<Uint8Array, ConnectionError> {
     } else {
       this.wakeReader()
       this.wakeWriters()
-      this.tenant?.lost()
+      this.tenant?.onLost()
     }
     this.unlisten()
     this.onClosed?.()
@@ -506,7 +515,7 @@ export class Wire extends Inbox<Uint8Array, ConnectionError> {
         this.queueless()
         this.wakeReader()
         this.wakeWriters()
-        this.tenant?.lost()
+        this.tenant?.onLost()
         this.idle?.cancel()
       }
       late = this.deadlines.add(this.limits.closeTimeout, () => {

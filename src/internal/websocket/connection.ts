@@ -1,0 +1,932 @@
+/**
+ * A websocket over an `Upgraded`: frames are decoded in the socket's own callback into a queue of messages, control
+ * frames are answered there, and what is sent within one turn leaves in one write.
+ *
+ * ```
+ *   Open ──Close sent──▶ Closing ──Close received──▶ Closed      (the server ends the connection below, RFC 6455 §7.1.1)
+ *     ├────Close received: answered──────────────────▶ Closed
+ *     └────violation, loss, silence──▶ Failed
+ * ```
+ */
+
+import type { Duplex } from "node:stream"
+import * as Cause from "effect/Cause"
+import * as Chunk from "effect/Chunk"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Effectable from "effect/Effectable"
+import * as Exit from "effect/Exit"
+import * as Inspectable from "effect/Inspectable"
+import * as Option from "effect/Option"
+import { pipeArguments } from "effect/Pipeable"
+import { ConnectionError } from "../../UpgradeError.js"
+import type * as Public from "../../WebSocket.js"
+import {
+  MessageTooBig,
+  ProtocolViolation,
+  WebSocketClosed,
+  type WebSocketError,
+  WebSocketTimeout
+} from "../../WebSocketError.js"
+import type { Deadline } from "../deadlines.js"
+import { Inbox } from "../duplex/inbox.js"
+import type { Tenant, Wire } from "../duplex/wire.js"
+import type { UpgradedImpl } from "../upgraded.js"
+import { Close, Compressed, Decoder, decodeText, type Event, isMessage, Ping, Pong } from "./decoder.js"
+import type { Deflater, Inflater } from "./deflate.js"
+import { Encoder } from "./encoder.js"
+import { CloseCode, isCloseCode, MAX_REASON, Opcode, Violation } from "./frames.js"
+
+export type Message = string | Uint8Array
+
+export const TypeId: Public.TypeId = Symbol.for("effect-upgrade/WebSocket") as Public.TypeId
+
+const variance = { _IO: (_: never) => _, _Subprotocol: (_: never) => _ }
+
+/** Above this much that is decoded and unread, the peer is stopped. */
+const HIGH_WATER = 32 * 1024
+
+/** So much is encoded before it is written, however much is to be sent in one turn. */
+const FLUSH_AT = 64 * 1024
+
+/** Times in milliseconds. */
+export interface Settings {
+  readonly maxMessageSize: number
+  readonly maxFragments: number
+  readonly maxFrames: number
+  readonly heartbeat: number
+  readonly idleTimeout: number
+}
+
+/** What sends to this websocket beside its owner: a topic of which it is a member. */
+export interface Subscription {
+  /** Sends what was published before: whatever is sent next comes after it. */
+  readonly catchUp: () => void
+  /** The connection takes more again. */
+  readonly onWritable: () => void
+  /** Nothing can be sent any more. */
+  readonly leave: () => void
+}
+
+/** permessage-deflate, as it was agreed on. */
+export interface Compression {
+  readonly inflater: Inflater
+  readonly deflater: Deflater
+  readonly threshold: number
+}
+
+interface PingWaiter {
+  readonly id: number
+  readonly sentAt: bigint
+  readonly resume: (effect: Effect.Effect<Duration.Duration, WebSocketError>) => void
+}
+
+const isDone = (effect: Effect.Effect<unknown, unknown, unknown>): boolean =>
+  (effect as { readonly _tag?: string })._tag === "Success"
+
+/** The effect that `send` is, known by its class: a loop over a batch runs it where it stands. */
+class Send extends Effectable.Class<void, WebSocketError> {
+  constructor(
+    private readonly ws: WebSocketImpl<any, any>,
+    private readonly message: Message
+  ) {
+    super()
+  }
+  override commit(): Effect.Effect<void, WebSocketError> {
+    return this.ws.sendNow(this.message)
+  }
+}
+
+// ------------------------------------------------------------------------------------------------- written in one turn
+
+let dirty: Array<WebSocketImpl<any, any>> = []
+
+const flushAll = (): void => {
+  const all = dirty
+  dirty = []
+  for (let i = 0; i < all.length; i++) {
+    all[i]!.flush()
+  }
+}
+
+// --------------------------------------------------------------------------------------------------------------------
+
+export class WebSocketImpl<IO extends Duplex = Duplex, Subprotocol extends string | undefined = string | undefined>
+  extends Inbox<Message, WebSocketError>
+  implements Public.WebSocket<IO, Subprotocol>, Tenant
+{
+  readonly [TypeId] = variance
+  private readonly wire: Wire
+  private readonly decoder: Decoder
+  private readonly encoder: Encoder
+  private isDirty = false
+  private isReceiving = false
+  /** What follows a message that is being inflated. */
+  private backlog: Array<Event> | undefined
+  private deflating: Effect.Semaphore | undefined
+  private pong: Buffer | undefined
+  private pings: Array<PingWaiter> | undefined
+  private pingCount = 0
+  /** Counts of what came and went, to tell whether anything did. */
+  private reads = 0
+  private messagesIn = 0
+  private messagesOut = 0
+
+  /** The code of the Close that was sent, 0 before. */
+  private sentClose = 0
+  /** The peer's Close. */
+  private event: Public.CloseEvent | undefined
+  private closedBy: "Peer" | "Self" = "Peer"
+  private failure: WebSocketError | undefined
+  /** A fiber was told how it ended. */
+  private isTold = false
+  private closeWaiters: Array<() => void> | undefined
+  private closeDeadline: Deadline | undefined
+  private beat: Deadline | undefined
+  private idle: Deadline | undefined
+
+  constructor(
+    readonly upgraded: UpgradedImpl<IO, "websocket">,
+    private readonly isServer: boolean,
+    readonly subprotocol: Subprotocol,
+    readonly compression: Compression | undefined,
+    private readonly settings: Settings
+  ) {
+    super()
+    this.wire = upgraded.wire
+    this.decoder = new Decoder(isServer, compression !== undefined, settings)
+    this.encoder = new Encoder(!isServer)
+    if (compression !== undefined) {
+      this.deflating = Effect.unsafeMakeSemaphore(1)
+    }
+    this.wire.occupy(this)
+    if (settings.heartbeat !== Infinity) {
+      this.watchHeart()
+    }
+    if (settings.idleTimeout !== Infinity) {
+      this.watchIdle()
+    }
+  }
+
+  // ---------------------------------------------------------------------------------------------------------- receiving
+
+  receive(bytes: Uint8Array): void {
+    if (this.event !== undefined || this.failure !== undefined) {
+      return
+    }
+    this.reads++
+    this.size += bytes.length
+    this.isReceiving = true
+    const { backlog, decoder, queue } = this
+    if (backlog !== undefined) {
+      decoder.decode(bytes, backlog)
+    } else {
+      const before = queue.length
+      decoder.decode(bytes, queue as Array<Event>)
+      if (queue.length > before) {
+        this.messagesIn++
+      }
+      if (decoder.others > 0) {
+        this.sort(queue.splice(before))
+      }
+    }
+    this.isReceiving = false
+    if (queue.length > 0 && this.awaitsInput) {
+      this.wakeInline()
+    } else if (this.size >= HIGH_WATER) {
+      this.hold()
+    }
+  }
+
+  /** Messages to the queue, all else to where it belongs, in order. */
+  private sort(events: ReadonlyArray<Event>): void {
+    for (let i = 0; i < events.length; i++) {
+      const event = events[i]!
+      if (isMessage(event)) {
+        this.queue.push(event)
+      } else if (event instanceof Compressed) {
+        this.backlog = events.slice(i + 1)
+        this.inflate(event)
+        return
+      } else {
+        this.obey(event)
+      }
+    }
+  }
+
+  private obey(event: Ping | Pong | Close | Violation): void {
+    if (event instanceof Ping) {
+      this.answerPing(event.payload)
+    } else if (event instanceof Pong) {
+      this.takePong(event.payload)
+    } else if (event instanceof Close) {
+      this.takeClose(event)
+    } else {
+      this.violated(event)
+    }
+  }
+
+  private inflate({ data, isText }: Compressed): void {
+    const limit = this.settings.maxMessageSize
+    this.compression!.inflater.inflate(data, limit, (error, inflated) => {
+      const rest = this.backlog
+      if (rest === undefined) {
+        return
+      }
+      this.backlog = undefined
+      if (error !== undefined) {
+        this.violated(
+          error === "TooBig"
+            ? new Violation(
+                CloseCode.TooBig,
+                "RFC 6455 §10.4",
+                `A message inflates to more than ${limit} bytes (maxMessageSize).`
+              )
+            : new Violation(CloseCode.InvalidPayload, "RFC 7692 §7.2.2", "A compressed message cannot be inflated.")
+        )
+      } else {
+        const message = isText ? decodeInflated(inflated!) : inflated!
+        if (message === undefined) {
+          this.violated(new Violation(CloseCode.InvalidPayload, "RFC 6455 §8.1", "A text message is not valid UTF-8."))
+        } else {
+          this.size += inflated!.length
+          this.queue.push(message)
+          this.sort(rest)
+        }
+      }
+      if (!this.isReceiving) {
+        this.wakeReader()
+        this.hold()
+      }
+    })
+  }
+
+  /** Stops the peer, or lets it go on. */
+  private hold(): void {
+    if (this.sentClose !== 0) {
+      // Only its Close is waited for: what nobody reads is dropped.
+      this.wire.resume()
+      if (this.size >= HIGH_WATER && !this.isRead) {
+        this.queue = []
+        this.size = 0
+      }
+    } else if (this.size >= HIGH_WATER && (this.queue.length > 0 || this.backlog !== undefined)) {
+      this.wire.pause()
+    } else {
+      this.wire.resume()
+    }
+  }
+
+  protected override taken(): void {
+    this.hold()
+  }
+
+  protected override ended(): Option.Option<WebSocketError> | undefined {
+    if (this.backlog !== undefined) {
+      return undefined
+    }
+    if (this.failure === undefined && this.event !== undefined) {
+      this.isTold = true
+      return Option.none()
+    }
+    const failure = this.failure ?? this.closedBelow
+    this.isTold ||= failure !== undefined
+    return failure === undefined ? undefined : Option.some(failure)
+  }
+
+  /** How it was closed, where that is no end that a reader would expect. */
+  get uncleanClose(): WebSocketClosed | undefined {
+    const { event } = this
+    return event === undefined ||
+      this.closedBy === "Self" ||
+      event.code === CloseCode.Normal ||
+      event.code === CloseCode.GoingAway ||
+      event.code === CloseCode.NoStatus
+      ? undefined
+      : new WebSocketClosed({ ...event, by: "Peer" })
+  }
+
+  private get closedBelow(): ConnectionError | undefined {
+    return (
+      this.wire.error ??
+      (this.wire.closing || this.wire.isClosed
+        ? new ConnectionError({ reason: "Closed", description: "The connection was closed at this end." })
+        : undefined)
+    )
+  }
+
+  /** Runs `handler` over all messages, one after the other, until the closing handshake. */
+  runEach<A, E, R>(
+    handler: (message: Message) => Effect.Effect<A, E, R>
+  ): Effect.Effect<Public.CloseEvent, WebSocketError | E, R> {
+    return this.runAll((messages) => {
+      const all = Chunk.toReadonlyArray(messages)
+      if (all.length === 1) {
+        return handler(all[0]!)
+      }
+      let at = 0
+      let current: Effect.Effect<unknown, any, R>
+      return Effect.whileLoop({
+        while: () => {
+          while (at < all.length) {
+            current = handler(all[at++]!)
+            if (current instanceof Send) {
+              current = current.commit()
+            }
+            // What is done already need not be run
+            if (!isDone(current)) {
+              return true
+            }
+          }
+          return false
+        },
+        body: () => current,
+        step: () => {}
+      })
+    })
+  }
+
+  runAll<A, E, R>(
+    handler: (messages: Chunk.Chunk<Message>) => Effect.Effect<A, E, R>
+  ): Effect.Effect<Public.CloseEvent, WebSocketError | E, R> {
+    return Effect.map(this.run(handler), () => this.event!)
+  }
+
+  // ------------------------------------------------------------------------------------------------------------- sending
+
+  /** Why nothing can be sent. */
+  private get unsendable(): WebSocketError | undefined {
+    const failure =
+      this.failure ??
+      (this.event !== undefined || this.sentClose !== 0
+        ? new WebSocketClosed({
+            code: this.event?.code ?? this.sentClose,
+            reason: this.event?.reason ?? "",
+            by: this.closedBy
+          })
+        : this.closedBelow)
+    this.isTold ||= failure !== undefined
+    return failure
+  }
+
+  get isSendable(): boolean {
+    return this.sentClose === 0 && this.failure === undefined && !this.wire.closing && !this.wire.isClosed
+  }
+
+  /** Sends one message: done when the connection takes more. */
+  send(message: Message): Effect.Effect<void, WebSocketError> {
+    return new Send(this, message)
+  }
+
+  sendNow(message: Message): Effect.Effect<void, WebSocketError> {
+    if (this.deflating !== undefined) {
+      return this.deflating.withPermits(1)(this.sendDeflated([message]))
+    }
+    if (!this.isSendable) {
+      return Effect.fail(this.unsendable!)
+    }
+    this.catchUp()
+    if (this.upgraded.socket.writableNeedDrain) {
+      return Effect.zipRight(this.drained(), this.send(message))
+    }
+    this.messagesOut++
+    this.encoder.message(message)
+    if (this.encoder.size >= FLUSH_AT) {
+      return this.flush() ? Effect.void : this.drained()
+    }
+    this.schedule()
+    return Effect.void
+  }
+
+  /** Sends several, in as few writes as they fit. */
+  sendAll(messages: Iterable<Message>): Effect.Effect<void, WebSocketError> {
+    return Effect.suspend(() => {
+      const all = Chunk.isChunk(messages)
+        ? Chunk.toReadonlyArray(messages as Chunk.Chunk<Message>)
+        : Array.isArray(messages)
+          ? (messages as ReadonlyArray<Message>)
+          : Array.from(messages)
+      return this.deflating === undefined
+        ? this.sendFrom(all, 0)
+        : this.deflating.withPermits(1)(this.sendDeflated(all))
+    })
+  }
+
+  private sendFrom(all: ReadonlyArray<Message>, at: number): Effect.Effect<void, WebSocketError> {
+    if (!this.isSendable) {
+      return Effect.fail(this.unsendable!)
+    }
+    this.catchUp()
+    const { encoder } = this
+    const { socket } = this.upgraded
+    if (socket.writableNeedDrain) {
+      return this.goOnSending(all, at)
+    }
+    while (at < all.length) {
+      this.messagesOut++
+      encoder.message(all[at++]!)
+      if (encoder.size >= FLUSH_AT && !this.flush()) {
+        return at < all.length ? this.goOnSending(all, at) : this.drained()
+      }
+    }
+    if (encoder.size > 0) {
+      this.schedule()
+    }
+    return Effect.void
+  }
+
+  private goOnSending(all: ReadonlyArray<Message>, at: number): Effect.Effect<void, WebSocketError> {
+    return Effect.zipRight(
+      this.drained(),
+      Effect.suspend(() => this.sendFrom(all, at))
+    )
+  }
+
+  /** One at a time and in order: a message is deflated with what was sent before it. */
+  private sendDeflated(all: ReadonlyArray<Message>): Effect.Effect<void, WebSocketError> {
+    const { deflater, threshold } = this.compression!
+    return Effect.forEach(
+      all,
+      (message) => {
+        const isText = typeof message === "string"
+        const size = isText ? Buffer.byteLength(message) : message.length
+        return Effect.flatMap(
+          size < threshold
+            ? Effect.succeed(undefined)
+            : Effect.async<Uint8Array | undefined>((resume) => {
+                deflater.deflate(isText ? Buffer.from(message) : message, (error, data) =>
+                  // One that cannot be deflated is sent as it is.
+                  resume(Effect.succeed(error === undefined ? data : undefined))
+                )
+              }),
+          (deflated) => {
+            if (!this.isSendable) {
+              return Effect.fail(this.unsendable!)
+            }
+            this.catchUp()
+            this.messagesOut++
+            if (deflated === undefined) {
+              this.encoder.message(message)
+            } else {
+              this.encoder.compressed(deflated, isText)
+            }
+            this.schedule()
+            return this.encoder.size < FLUSH_AT && !this.upgraded.socket.writableNeedDrain
+              ? Effect.void
+              : this.flush()
+                ? Effect.void
+                : this.drained()
+          }
+        )
+      },
+      { discard: true }
+    )
+  }
+
+  /** Frames that are encoded already, as so many messages, behind all that was sent before. They are not deflated. */
+  sendFrames(frames: Uint8Array, messages: number): void {
+    const { socket } = this.upgraded
+    this.messagesOut += messages
+    if (this.encoder.size > 0) {
+      this.encoder.raw(frames)
+      this.flush()
+    } else if (!socket.destroyed && !socket.writableEnded) {
+      socket.write(frames)
+    }
+  }
+
+  /** One message whose payload is encoded already, in the turn's write. It is not deflated. */
+  sendPayload(opcode: number, payload: Uint8Array): void {
+    this.messagesOut++
+    this.encoder.frame(0x80 | opcode, payload)
+    this.schedule()
+  }
+
+  /** Whether more can be sent at once: what the system has taken of a write is no burden, whatever its size was. */
+  get isWritable(): boolean {
+    const { socket } = this.upgraded
+    return this.encoder.size < FLUSH_AT && socket.writableLength < socket.writableHighWaterMark
+  }
+
+  get masks(): boolean {
+    return !this.isServer
+  }
+
+  subscriptions: Array<Subscription> | undefined
+
+  private catchUp(): void {
+    const { subscriptions } = this
+    if (subscriptions !== undefined) {
+      for (let i = 0; i < subscriptions.length; i++) {
+        subscriptions[i]!.catchUp()
+      }
+    }
+  }
+
+  private leaveAll(): void {
+    const { subscriptions } = this
+    this.subscriptions = undefined
+    subscriptions?.forEach((subscription) => subscription.leave())
+  }
+
+  private schedule(): void {
+    if (!this.isDirty) {
+      this.isDirty = true
+      if (dirty.push(this) === 1) {
+        queueMicrotask(flushAll)
+      }
+    }
+  }
+
+  /** Writes what was encoded. `false` where the socket takes no more for now. */
+  flush(): boolean {
+    this.isDirty = false
+    const { encoder } = this
+    const { socket } = this.upgraded
+    if (encoder.size === 0) {
+      return !socket.writableNeedDrain
+    }
+    if (socket.destroyed || socket.writableEnded) {
+      encoder.take()
+      return true
+    }
+    const piece = encoder.takeOne()
+    if (piece !== undefined) {
+      return socket.write(piece)
+    }
+    const pieces = encoder.take()
+    if (pieces.length === 1) {
+      return socket.write(pieces[0]!)
+    }
+    let more = true
+    socket.cork()
+    for (const piece of pieces) {
+      more = socket.write(piece)
+    }
+    socket.uncork()
+    return more
+  }
+
+  private drained(): Effect.Effect<void, WebSocketError> {
+    return Effect.suspend(() => {
+      const failure = this.isSendable ? undefined : this.unsendable
+      return failure !== undefined
+        ? Effect.fail(failure)
+        : this.upgraded.socket.writableNeedDrain
+          ? Effect.zipRight(this.wire.awaitWrite, this.drained())
+          : Effect.void
+    })
+  }
+
+  onDrained(): void {
+    const { pong } = this
+    if (pong !== undefined) {
+      this.pong = undefined
+      this.answerPing(pong)
+    }
+    this.subscriptions?.forEach((subscription) => subscription.onWritable())
+  }
+
+  // ---------------------------------------------------------------------------------------------------------- ping, pong
+
+  private answerPing(payload: Uint8Array): void {
+    if (this.sentClose !== 0) {
+      return
+    }
+    if (this.upgraded.socket.writableNeedDrain) {
+      // RFC 6455 §5.5.3: only the most recent ping need be answered, so a peer that does not read cannot make us hold more
+      this.pong = Buffer.from(payload)
+      return
+    }
+    this.encoder.control(Opcode.Pong, payload)
+    this.schedule()
+  }
+
+  private takePong(payload: Uint8Array): void {
+    const { pings } = this
+    if (pings === undefined || payload.length !== 4) {
+      return
+    }
+    const id = Buffer.from(payload).readUInt32BE(0)
+    const at = pings.findIndex((ping) => ping.id === id)
+    const now = this.wire.deadlines.clock.unsafeCurrentTimeNanos()
+    // RFC 6455 §5.5.3: it answers those before it too
+    for (const { resume, sentAt } of pings.splice(0, at + 1)) {
+      resume(Effect.succeed(Duration.nanos(now - sentAt)))
+    }
+  }
+
+  /** Sends a ping, and yields how long its pong took. */
+  get ping(): Effect.Effect<Duration.Duration, WebSocketError> {
+    return Effect.suspend(() => {
+      if (!this.isSendable) {
+        return Effect.fail(this.unsendable!)
+      }
+      return Effect.async<Duration.Duration, WebSocketError>((resume) => {
+        const sentAt = this.wire.deadlines.clock.unsafeCurrentTimeNanos()
+        const waiter: PingWaiter = { id: this.sendPing(), sentAt, resume }
+        this.pings ??= []
+        this.pings.push(waiter)
+        return Effect.sync(() => {
+          this.pings = this.pings?.filter((other) => other !== waiter)
+        })
+      })
+    })
+  }
+
+  private sendPing(): number {
+    this.pingCount = (this.pingCount + 1) >>> 0
+    const payload = Buffer.allocUnsafe(4)
+    payload.writeUInt32BE(this.pingCount, 0)
+    this.encoder.control(Opcode.Ping, payload)
+    this.schedule()
+    return this.pingCount
+  }
+
+  /** Every `heartbeat` without a byte of the peer's a ping is sent, and the next must not pass without one. */
+  private watchHeart(waiting = false): void {
+    const { reads } = this
+    const millis = this.settings.heartbeat
+    this.beat = this.wire.deadlines.add(millis, () => {
+      if (!this.isSendable) {
+        return
+      }
+      if (this.reads !== reads) {
+        this.watchHeart()
+      } else if (waiting && this.wire.isFlowing) {
+        this.fail(new WebSocketTimeout({ stage: "Heartbeat", millis }))
+        this.upgraded.socket.destroy()
+      } else {
+        this.sendPing()
+        this.watchHeart(true)
+      }
+    })
+  }
+
+  private watchIdle(): void {
+    const { messagesIn, messagesOut } = this
+    const millis = this.settings.idleTimeout
+    this.idle = this.wire.deadlines.add(millis, () => {
+      if (!this.isSendable) {
+        return
+      }
+      if (this.messagesIn !== messagesIn || this.messagesOut !== messagesOut) {
+        this.watchIdle()
+      } else {
+        const late = new WebSocketTimeout({ stage: "Idle", millis })
+        this.writeClose(CloseCode.GoingAway, "idle")
+        this.endBelow()
+        this.fail(late)
+      }
+    })
+  }
+
+  // ------------------------------------------------------------------------------------------------------------- closing
+
+  /** Writes the one Close of this end, and gives the peer `closeTimeout` to answer and to end. */
+  private writeClose(code: number, reason: string): void {
+    this.catchUp()
+    if (this.sentClose !== 0) {
+      return
+    }
+    this.sentClose = code
+    this.leaveAll()
+    if (code === CloseCode.NoStatus) {
+      this.encoder.control(Opcode.Close, new Uint8Array(0))
+    } else {
+      const payload = Buffer.allocUnsafe(2 + Buffer.byteLength(reason))
+      payload.writeUInt16BE(code, 0)
+      payload.write(reason, 2)
+      this.encoder.control(Opcode.Close, payload)
+    }
+    this.flush()
+    const millis = this.wire.limits.closeTimeout
+    this.closeDeadline = this.wire.deadlines.add(millis, () => {
+      if (this.event === undefined && this.failure === undefined) {
+        this.fail(new WebSocketTimeout({ stage: "Close", millis }))
+      }
+      this.upgraded.socket.destroy()
+    })
+    this.hold()
+    this.wire.wakeWriters()
+  }
+
+  private takeClose({ code, reason }: Close): void {
+    this.event = { code, reason }
+    if (this.sentClose === 0) {
+      this.closedBy = "Peer"
+      // RFC 6455 §5.5.1: it typically echos the code
+      this.writeClose(code, "")
+    }
+    if (this.isServer) {
+      // RFC 6455 §7.1.1: the server ends the connection first
+      this.endBelow()
+    }
+    this.over()
+  }
+
+  private violated({ clause, code, description }: Violation): void {
+    this.writeClose(code, truncated(description))
+    this.endBelow()
+    this.fail(
+      code === CloseCode.TooBig
+        ? new MessageTooBig({ limit: this.settings.maxMessageSize, description })
+        : new ProtocolViolation({ code, clause, description })
+    )
+  }
+
+  private endBelow(): void {
+    this.flush()
+    if (!this.upgraded.socket.writableEnded) {
+      this.upgraded.socket.end()
+    }
+  }
+
+  private fail(failure: WebSocketError): void {
+    this.failure ??= failure
+    this.over()
+  }
+
+  /** Nothing more will be received: tells all who wait. */
+  private over(): void {
+    this.beat?.cancel()
+    this.idle?.cancel()
+    if (this.pings !== undefined) {
+      const pings = this.pings
+      this.pings = undefined
+      const failure = Effect.fail(this.unsendable!)
+      pings.forEach(({ resume }) => resume(failure))
+    }
+    this.compression?.inflater.close()
+    this.compression?.deflater.close()
+    this.wire.resume()
+    this.wakeReader()
+    this.wire.wakeWriters()
+    this.wakeClosers()
+    this.leaveAll()
+  }
+
+  onEof(): void {
+    if (this.event === undefined && this.failure === undefined && this.backlog === undefined) {
+      this.fail(new WebSocketClosed({ code: CloseCode.Abnormal, reason: "", by: "Peer" }))
+    }
+    this.endBelow()
+    this.wakeClosers()
+  }
+
+  onLost(): void {
+    this.backlog = undefined
+    this.closeDeadline?.cancel()
+    if (this.event === undefined) {
+      this.wire.informed ??= this.readingFiber
+      this.fail(this.closedBelow!)
+      return
+    }
+    this.over()
+    if (!this.wire.closing) {
+      // A session that neither reads nor writes would wait for ever, and one that was told may take its time.
+      this.closeDeadline = this.wire.deadlines.add(this.wire.limits.closeTimeout, () => {
+        if (!this.isTold && !this.isRead) {
+          this.upgraded.connection.abandon()
+        }
+      })
+    }
+  }
+
+  private wakeClosers(): void {
+    const waiters = this.closeWaiters
+    this.closeWaiters = undefined
+    waiters?.forEach((wake) => wake())
+  }
+
+  /** Done when the closing handshake is, or when there will be none. */
+  private get awaitOver(): Effect.Effect<void> {
+    return Effect.suspend(() =>
+      this.event !== undefined || this.failure !== undefined || this.wire.isClosed
+        ? Effect.void
+        : Effect.zipRight(
+            Effect.async<void>((resume) => {
+              this.closeWaiters ??= []
+              this.closeWaiters.push(() => resume(Effect.void))
+            }),
+            this.awaitOver
+          )
+    )
+  }
+
+  /** Sends a Close, unless one was sent, and waits for the peer's. */
+  close(code: number, reason: string): Effect.Effect<Public.CloseEvent, WebSocketError> {
+    return Effect.suspend(() => {
+      if (!isCloseCode(code)) {
+        return Effect.die(
+          new RangeError(
+            `WebSocket.close: ${code} may not be sent; expected 1000 to 1014 but 1004 to 1006, or 3000 to 4999`
+          )
+        )
+      }
+      if (Buffer.byteLength(reason) > MAX_REASON) {
+        return Effect.die(new RangeError(`WebSocket.close: the reason is over ${MAX_REASON} bytes of UTF-8`))
+      }
+      if (this.isSendable) {
+        this.closedBy = "Self"
+        this.writeClose(code, reason)
+      }
+      return Effect.zipRight(
+        this.awaitOver,
+        Effect.suspend(() => {
+          this.isTold = true
+          return this.event !== undefined ? Effect.succeed(this.event) : Effect.fail(this.failure ?? this.closedBelow!)
+        })
+      )
+    })
+  }
+
+  /** Sends a Close without waiting for its answer; one that may not go on the wire goes without a code. */
+  beginClose(code: number, reason: string): void {
+    if (this.isSendable) {
+      this.closedBy = "Self"
+      const isValid = isCloseCode(code) && Buffer.byteLength(reason) <= MAX_REASON
+      this.writeClose(isValid ? code : CloseCode.NoStatus, isValid ? reason : "")
+    }
+  }
+
+  /** How it ended, once it has. */
+  get awaitClosed(): Effect.Effect<Public.CloseEvent, WebSocketError> {
+    return Effect.zipRight(
+      this.awaitOver,
+      Effect.suspend(() => {
+        this.isTold = true
+        return this.event !== undefined ? Effect.succeed(this.event) : Effect.fail(this.failure ?? this.closedBelow!)
+      })
+    )
+  }
+
+  /** The connection's Scope closes: the peer is told why, and its answer awaited. */
+  farewell(exit: Exit.Exit<unknown, unknown>): Effect.Effect<boolean> {
+    return Effect.suspend(() => {
+      const { socket } = this.upgraded
+      this.isTold = true
+      if (this.wire.isLost || this.wire.isClosed || socket.destroyed) {
+        this.closeDeadline?.cancel()
+        return Effect.succeed(false)
+      }
+      this.flush()
+      if (this.isSendable) {
+        this.closedBy = "Self"
+        this.writeClose(
+          Exit.isSuccess(exit)
+            ? CloseCode.Normal
+            : Cause.isInterruptedOnly(exit.cause)
+              ? CloseCode.GoingAway
+              : CloseCode.InternalError,
+          ""
+        )
+      }
+      return Effect.as(Effect.zipRight(this.awaitOver, this.isServer ? Effect.void : this.awaitEnd), true)
+    })
+  }
+
+  /** RFC 6455 §7.1.1: a client waits for the server to end the connection. */
+  private get awaitEnd(): Effect.Effect<void> {
+    return Effect.suspend(() =>
+      this.wire.eof || this.wire.isClosed || this.failure !== undefined
+        ? Effect.void
+        : Effect.zipRight(
+            Effect.async<void>((resume) => {
+              this.closeWaiters ??= []
+              this.closeWaiters.push(() => resume(Effect.void))
+            }),
+            this.awaitEnd
+          )
+    )
+  }
+
+  // ---------------------------------------------------------------------------------------------------------- inspecting
+
+  toJSON() {
+    return {
+      _id: "effect-upgrade/WebSocket",
+      subprotocol: this.subprotocol,
+      compression: this.compression !== undefined,
+      closed: this.event,
+      connection: this.upgraded.connection.toJSON()
+    }
+  }
+  override toString() {
+    return Inspectable.format(this.toJSON())
+  }
+  [Inspectable.NodeInspectSymbol]() {
+    return this.toJSON()
+  }
+  pipe() {
+    return pipeArguments(this, arguments)
+  }
+}
+
+const decodeInflated = (bytes: Uint8Array): string | undefined => {
+  const buffer = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength)
+  return decodeText(buffer, 0, buffer.length)
+}
+
+/** As much of a description as a Close may carry; they are ASCII. */
+const truncated = (description: string): string => description.slice(0, MAX_REASON)
