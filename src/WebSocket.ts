@@ -17,6 +17,8 @@
  */
 
 import type { Duplex } from "node:stream"
+import type * as Headers from "@effect/platform/Headers"
+import * as HttpClientRequest from "@effect/platform/HttpClientRequest"
 import type * as HttpServerRequest from "@effect/platform/HttpServerRequest"
 import type * as HttpServerResponse from "@effect/platform/HttpServerResponse"
 import type * as Socket from "@effect/platform/Socket"
@@ -43,8 +45,9 @@ import * as internal from "./internal/websocket/open.js"
 import * as typed from "./internal/websocket/typed.js"
 import type { Protocol } from "./Protocol.js"
 import * as Upgrade from "./Upgrade.js"
+import * as UpgradeClient from "./UpgradeClient.js"
 import type { Upgraded } from "./Upgraded.js"
-import type { SwitchError, UpgradeError } from "./UpgradeError.js"
+import type { SwitchError, UpgradeClientError, UpgradeError } from "./UpgradeError.js"
 import type { WebSocketError } from "./WebSocketError.js"
 
 /**
@@ -401,6 +404,78 @@ export type FailureNeeds<O> = O extends {
 }
   ? R
   : never
+
+// ------------------------------------------------------------------------------------------------------------- client
+
+/**
+ * What a client may be told of a websocket: what is common to both ends, what any attempt of `UpgradeClient` may be
+ * told, and `headers` of the request (`Origin`, `Authorization`, `Cookie`).
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface ConnectOptions extends CommonOptions, Omit<UpgradeClient.Options, "idleTimeout"> {
+  readonly headers?: Headers.Input | undefined
+}
+
+/**
+ * Opens a websocket, in the Scope at the call. When that closes, so does the websocket, as `upgrade` says.
+ *
+ * The URL is one of `ws:`, `wss:`, `http:` or `https:`, or a request of the platform, a GET. The answer is verified: the
+ * accept key, a subprotocol that was asked for, extensions that were offered (RFC 6455 §4.1). A redirection or any other
+ * answer is `UpgradeRejected`, with the response; nothing is followed. `options.socket` opens it over a connection of
+ * your own: through `UpgradeClient.connect` for a proxy.
+ *
+ * It does not reconnect: an effect can be retried.
+ *
+ * @example
+ * ```ts
+ * import { Effect, Schedule } from "effect"
+ * import { WebSocket } from "effect-upgrade"
+ *
+ * const session = Effect.scoped(
+ *   Effect.gen(function*() {
+ *     const ws = yield* WebSocket.connect("ws://localhost:3000/chat", { subprotocols: ["chat.v2"], heartbeat: "30 seconds" })
+ *     yield* WebSocket.send(ws, "hello")
+ *     return yield* WebSocket.run(ws, (message) => Effect.log(message))
+ *   })
+ * )
+ *
+ * // Again after every failure, after a second, two, four …, at most a minute
+ * export const forever = Effect.retry(
+ *   session,
+ *   Schedule.exponential("1 second").pipe(Schedule.union(Schedule.spaced("1 minute")), Schedule.jittered)
+ * )
+ * ```
+ *
+ * @since 0.1.0
+ * @category client
+ */
+export const connect: {
+  <IO extends Duplex, E = never, R = never, const O extends ConnectOptions = {}>(
+    url: UpgradeClient.Target,
+    options: O & UpgradeClient.Over<IO, E, R>
+  ): Effect.Effect<WebSocket<IO, SubprotocolOf<O>>, UpgradeClientError | E, Scope.Scope | R>
+  <const T extends UpgradeClient.Target, const O extends ConnectOptions = {}>(
+    url: T,
+    options?: O | undefined
+  ): Effect.Effect<WebSocket<UpgradeClient.SocketOf<T>, SubprotocolOf<O>>, UpgradeClientError, Scope.Scope>
+} = (
+  url: UpgradeClient.Target,
+  options?: ConnectOptions & Partial<UpgradeClient.Over<any, any, any>>
+): Effect.Effect<WebSocket<any, any>, any, any> => {
+  const request =
+    options?.headers === undefined
+      ? url
+      : HttpClientRequest.setHeaders(
+          typeof url === "string" || url instanceof URL ? HttpClientRequest.get(url) : url,
+          options.headers
+        )
+  return Effect.map(
+    UpgradeClient.upgrade(request, internal.protocolOf(options), internal.clientOptions(options)),
+    openAs
+  )
+}
 
 // --------------------------------------------------------------------------------------------------------- receiving
 

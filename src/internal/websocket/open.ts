@@ -5,7 +5,7 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Protocol from "../../Protocol.js"
 import type * as Upgrade from "../../Upgrade.js"
-import type { Options } from "../../WebSocket.js"
+import type { CommonOptions, ConnectOptions, Options } from "../../WebSocket.js"
 import type { UpgradedImpl } from "../upgraded.js"
 import { type Compression, type Settings, WebSocketImpl } from "./connection.js"
 import { Deflater, Inflater } from "./deflate.js"
@@ -37,7 +37,7 @@ const limit = (name: string, given: number | undefined, otherwise: number): numb
   return given ?? otherwise
 }
 
-const resolve = (options: Options | undefined): Resolved => ({
+const resolve = (options: CommonOptions | undefined): Resolved => ({
   settings: {
     maxMessageSize: limit("maxMessageSize", options?.maxMessageSize, MAX_MESSAGE),
     maxFragments: limit("maxFragments", options?.maxFragments, MAX_FRAMES),
@@ -53,7 +53,7 @@ const resolve = (options: Options | undefined): Resolved => ({
         : (options.compression as DeflateOptions)
 })
 
-const make = (options: Options | undefined): WebSocketProtocol => {
+const make = (options: CommonOptions | undefined): WebSocketProtocol => {
   const handshake: Handshake.HandshakeOptions = options ?? {}
   Handshake.validate(handshake)
   return Object.assign(
@@ -71,11 +71,11 @@ const make = (options: Options | undefined): WebSocketProtocol => {
   )
 }
 
-const protocols = new WeakMap<Options, WebSocketProtocol>()
+const protocols = new WeakMap<CommonOptions, WebSocketProtocol>()
 let byDefault: WebSocketProtocol | undefined
 
 /** Made once for the same options: a handler that writes them down anew for each request pays for it. */
-export const protocolOf = (options: Options | undefined): WebSocketProtocol => {
+export const protocolOf = (options: CommonOptions | undefined): WebSocketProtocol => {
   if (options === undefined) {
     return (byDefault ??= make(undefined))
   }
@@ -93,6 +93,11 @@ export const upgradeOptions = (options: Options | undefined): Upgrade.Options | 
     return undefined
   }
   const { idleTimeout: _, ...rest } = options
+  return rest
+}
+
+export const clientOptions = <O extends ConnectOptions>(options: O | undefined): Omit<O, "idleTimeout" | "headers"> => {
+  const { headers: _headers, idleTimeout: _idleTimeout, ...rest } = options ?? ({} as O)
   return rest
 }
 
