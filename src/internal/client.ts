@@ -233,10 +233,13 @@ const ask = <A, B>(
       const { carrier } = held
       if (carrier !== undefined) {
         const failure = Exit.isFailure(exit) ? Cause.failureOption(exit.cause) : Option.none()
-        if (Exit.isFailure(exit) && !(Option.isSome(failure) && failure.value instanceof UpgradeRejected)) {
+        const isRejected = Option.isSome(failure) && failure.value instanceof UpgradeRejected
+        if (Exit.isFailure(exit) && !isRejected) {
           yield* carrier.connection.close(exit)
         } else if (carrier.finalizer !== undefined) {
-          yield* Effect.addFinalizer(carrier.finalizer)
+          const { finalizer } = carrier
+          // After a refusal there is nothing to be flushed, and nothing to be waited for
+          yield* Effect.addFinalizer((closed) => finalizer(isRejected ? exit : closed))
         }
       }
       return yield* exit

@@ -1,11 +1,10 @@
-import type { Duplex } from "node:stream"
 import { TLSSocket } from "node:tls"
 import { assert, describe, it } from "@effect/vitest"
-import { Effect, Either, Exit, Fiber, Stream } from "effect"
+import { Effect, Either } from "effect"
 import { Connection, Protocol, Upgrade, UpgradeClient, Upgraded } from "effect-upgrade"
-import { clientTls, echoed, kinds, serve, turn } from "../support.js"
+import { clientTls, echoed, kinds, serve } from "../support.js"
 import { cert, key } from "../testing/certificate.js"
-import { attempt, destroyed, failureOf, received, requestHead, scripted, switching } from "./support.js"
+import { received } from "./support.js"
 
 const tlsOver = Protocol.raw("TLS/1.0")
 const server = { role: "server", cert, key } as const

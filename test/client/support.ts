@@ -13,7 +13,7 @@ import * as Peer from "../../src/testing/Peer.js"
 import * as Upgraded from "../../src/Upgraded.js"
 import { turn } from "../support.js"
 
-/** A connection in memory: one end for the client, and a scripted server at the other. */
+/** A connection in memory: one end for the client, and a scripted server at the other, which ends when the client does. */
 export const scripted = (): Effect.Effect<
   { readonly server: Peer.Peer; readonly socket: Duplex },
   never,
@@ -21,6 +21,7 @@ export const scripted = (): Effect.Effect<
 > =>
   Effect.suspend(() => {
     const [accepted, socket] = pair()
+    accepted.on("end", () => accepted.end())
     return Effect.map(Peer.fromDuplex(accepted), (server) => ({ server, socket }))
   })
 
@@ -35,6 +36,7 @@ export const listening: Effect.Effect<
     Effect.async<net.Server>((resume) => {
       const server = net.createServer({ allowHalfOpen: true }, (socket) => {
         socket.on("error", () => {})
+        socket.on("end", () => socket.end())
         Queue.unsafeOffer(accepted, socket)
       })
       server.listen(0, "127.0.0.1", () => resume(Effect.succeed(server)))

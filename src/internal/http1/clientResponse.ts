@@ -110,7 +110,7 @@ export class ResponseHeadReader {
         this.lines++
         return octet !== LF
           ? this.fail("it has a CR without LF (RFC 9112 §2.2)")
-          : this.lines > maxFields
+          : this.lines > maxFields + 1
             ? this.fail(`it has more than ${maxFields} fields`)
             : Start
       case Start:
