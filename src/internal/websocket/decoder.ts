@@ -352,6 +352,10 @@ export class Decoder {
       this.fail(controlTooBig, events)
       return end
     }
+    if (opcode === Opcode.Close && length === 1) {
+      this.fail(closeTooShort, events)
+      return end
+    }
     if (length === 126) {
       if (start + 2 > end) {
         return -1
@@ -533,10 +537,6 @@ export class Decoder {
   }
 
   private takeClose(payload: Buffer, events: Array<Event>): void {
-    if (payload.length === 1) {
-      this.fail(closeTooShort, events)
-      return
-    }
     const code = payload.length === 0 ? CloseCode.NoStatus : payload.readUInt16BE(0)
     if (payload.length > 0 && !isCloseCode(code)) {
       this.fail(
