@@ -15,12 +15,20 @@
  */
 
 import type { Duplex } from "node:stream"
+import type * as HttpApp from "@effect/platform/HttpApp"
+import type { HttpServerRequest } from "@effect/platform/HttpServerRequest"
+import type * as HttpServerResponse from "@effect/platform/HttpServerResponse"
 import type * as Chunk from "effect/Chunk"
 import type * as Duration from "effect/Duration"
-import type * as Effect from "effect/Effect"
+import * as Effect from "effect/Effect"
+import type * as Option from "effect/Option"
 import * as Predicate from "effect/Predicate"
+import type * as Redacted from "effect/Redacted"
+import * as addresses from "./internal/tunnel/addresses.js"
+import * as connecting from "./internal/tunnel/connect.js"
 import * as internal from "./internal/tunnel/join.js"
 import { isUpgraded, type Upgraded } from "./Upgraded.js"
+import type { HandshakeRefused, UpgradeError } from "./UpgradeError.js"
 
 /**
  * A bare socket and the bytes that were read from it before, as `Upgraded.detach` yields them.
@@ -116,3 +124,145 @@ export const join: {
   (a: Joinable, b: Joinable, options?: JoinOptions | undefined): Effect.Effect<Joined>
 } = (...args: ReadonlyArray<any>): any =>
   isJoinable(args[1]) ? internal.join(args[0], args[1], args[2]) : (a: Joinable) => internal.join(a, args[0], args[1])
+
+/**
+ * Where a client wants to be connected to: the authority of its CONNECT, an IPv6 address without its brackets.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Target {
+  readonly host: string
+  readonly port: number
+}
+
+/**
+ * Who may be connected, and where to. All of it may be left out: then everybody may, to the web's ports of the public
+ * Internet.
+ *
+ * - `authorize`: whether this client may use the proxy; `false` is answered with 407, and a failure with its own answer.
+ *   It is asked before anything else, so that a stranger learns nothing of the network by the proxy. Default: everybody.
+ * - `challenge` (`Basic realm="proxy"`): what a 407 says in Proxy-Authenticate.
+ * - `ports` (443 and 80): those that may be connected to, or `"any"`. Port 25 lets strangers send mail in your name.
+ * - `allow` (`Tunnel.isPublic`): whether an address that the target's name was resolved to may be connected to. Those that
+ *   pass are what is dialled: the name is not looked up a second time, and cannot point elsewhere by then.
+ * - `resolve` (the system's resolver): from a host, which may be a literal address, to its addresses.
+ * - `connectTimeout` (10 s): how long resolving and connecting may take together.
+ * - `idleTimeout`, `halfClosedTimeout`: as for `join`.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface ConnectOptions<out R = never> extends JoinOptions {
+  readonly authorize?:
+    | ((request: HttpServerRequest, target: Target) => Effect.Effect<boolean, HandshakeRefused, R>)
+    | undefined
+  readonly challenge?: string | undefined
+  readonly ports?: ReadonlyArray<number> | "any" | undefined
+  readonly allow?: ((address: string, target: Target) => boolean) | undefined
+  readonly resolve?: ((host: string) => Effect.Effect<ReadonlyArray<string>, unknown>) | undefined
+  readonly connectTimeout?: Duration.DurationInput | undefined
+}
+
+/**
+ * An app that is a proxy for CONNECT (RFC 9110 §9.3.6): it connects to the host and port that the client names, answers
+ * 200, and joins the two.
+ *
+ * What cannot be is a `HandshakeRefused`, answered with its reason in a line of text and the end of the connection: 400 for
+ * a target that is no host and port, 407 and 403 for what `ConnectOptions` forbids, 502 for a name that is not found or a
+ * host that refuses, 504 for one that does not answer in time. Any other method gets 405.
+ *
+ * No router knows the method CONNECT: serve this app by itself, or in front of another with `withConnect`. To open it
+ * wider than the public Internet, name what may be reached: an `allow` of `() => true` lends every client your place in
+ * the network, this machine's own services and the metadata service of its cloud included.
+ *
+ * @example
+ * ```ts
+ * import { HttpServer } from "@effect/platform"
+ * import { NodeRuntime } from "@effect/platform-node"
+ * import { Effect, Layer, Option, Redacted } from "effect"
+ * import { Tunnel, UpgradeServer } from "effect-upgrade"
+ *
+ * const proxy = Tunnel.connect({
+ *   ports: [443, 8443],
+ *   allow: (address) => Tunnel.isPublic(address) || address === "10.0.0.7",
+ *   authorize: (request) =>
+ *     Effect.succeed(Option.exists(Tunnel.credentials(request), ({ password, username }) =>
+ *       username === "alice" && Redacted.value(password) === process.env.ALICE))
+ * })
+ *
+ * HttpServer.serve(proxy).pipe(
+ *   Layer.provide(UpgradeServer.layerNet({ port: 3128 })),
+ *   Layer.launch,
+ *   NodeRuntime.runMain
+ * )
+ * ```
+ *
+ * @since 0.1.0
+ * @category proxies
+ */
+export const connect = <R = never>(
+  options: ConnectOptions<R> = {}
+): Effect.Effect<HttpServerResponse.HttpServerResponse, UpgradeError, HttpServerRequest | R> =>
+  connecting.connect(options)
+
+/**
+ * `connect` in front of another app, which gets every request but those of method CONNECT.
+ *
+ * @example
+ * ```ts
+ * import { HttpRouter, HttpServer, HttpServerResponse } from "@effect/platform"
+ * import { Tunnel } from "effect-upgrade"
+ *
+ * export const app = HttpRouter.empty.pipe(
+ *   HttpRouter.get("/health", HttpServerResponse.text("ok")),
+ *   Tunnel.withConnect({ ports: [443] }),
+ *   HttpServer.serve()
+ * )
+ * ```
+ *
+ * @since 0.1.0
+ * @category proxies
+ */
+export const withConnect: {
+  <R2 = never>(
+    options?: ConnectOptions<R2> | undefined
+  ): <E, R>(app: HttpApp.Default<E, R>) => HttpApp.Default<E | UpgradeError, R | R2>
+  <E, R, R2 = never>(
+    app: HttpApp.Default<E, R>,
+    options?: ConnectOptions<R2> | undefined
+  ): HttpApp.Default<E | UpgradeError, R | R2>
+} = (...args: ReadonlyArray<any>): any =>
+  Effect.isEffect(args[0])
+    ? connecting.withConnect(args[0] as HttpApp.Default<any, any>, args[1] ?? {})
+    : (app: HttpApp.Default<any, any>) => connecting.withConnect(app, args[0] ?? {})
+
+/**
+ * Whether an address, IPv4 or IPv6, is of the public Internet: not loopback, private, link-local, shared, multicast,
+ * reserved or for documentation, and not another address in disguise (IPv4-mapped, NAT64, 6to4, Teredo). What is no address
+ * is not public.
+ *
+ * @since 0.1.0
+ * @category proxies
+ */
+export const isPublic: (address: string) => boolean = addresses.isPublic
+
+/**
+ * What a client says of itself in Proxy-Authorization.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Credentials {
+  readonly username: string
+  readonly password: Redacted.Redacted
+}
+
+/**
+ * The Basic credentials of Proxy-Authorization (RFC 7617); none where there are none that can be read. Basic is readable
+ * to everybody on the way: let the clients reach the proxy by TLS.
+ *
+ * @since 0.1.0
+ * @category proxies
+ */
+export const credentials: (request: HttpServerRequest) => Option.Option<Credentials> = connecting.credentials
