@@ -146,7 +146,6 @@ const isAllowed = (origin: string, allowed: string | RegExp): boolean => {
   const before = wanted.slice(0, star)
   const behind = wanted.slice(star + 1)
   return (
-    given.length > before.length + behind.length &&
     given.startsWith(before) &&
     given.endsWith(behind) &&
     /^[^.:/[\]]+$/.test(given.slice(before.length, given.length - behind.length))
