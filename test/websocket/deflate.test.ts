@@ -231,7 +231,8 @@ describe("an Inflater", () => {
       async (ends, parts) => {
         const inflater = new Inflater(15, false)
         const message = Buffer.concat(parts)
-        // Each part a stream of its own, as who ends the stream with each write sends it; then with the octet of §7.2.3.5
+        // Each part a stream of its own, as who ends the stream with each write sends it; then with the octet of
+        // §7.2.3.5
         const payload = Buffer.concat([...parts.map(lastBlock), Buffer.alloc(ends ? 1 : 0)])
         assertBytes(await inflate(inflater, payload), message)
         // The next message refers to this one

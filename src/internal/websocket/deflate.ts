@@ -1,11 +1,11 @@
 /**
  * permessage-deflate (RFC 7692 §7.2) on the public API of `node:zlib`.
  *
- * No zlib stream lives longer than a message. What a context is, the last bytes that were sent or received, is kept here
- * and given to the next message's stream as its dictionary: so an idle connection holds a window, and not the 100 KB and
- * more of a pair of streams, a context that is not wanted costs nothing, and a message that did not get smaller can be
- * sent as it is without a trace in the context. A short message is done at once, since the way through the thread pool
- * would take longer, and that on the main thread.
+ * No zlib stream lives longer than a message. What a context is, the last bytes that were sent or received, is kept
+ * here and given to the next message's stream as its dictionary: so an idle connection holds a window, and not the 100
+ * KB and more of a pair of streams, a context that is not wanted costs nothing, and a message that did not get smaller
+ * can be sent as it is without a trace in the context. A short message is done at once, since the way through the
+ * thread pool would take longer, and that on the main thread.
  *
  * @internal
  */
@@ -111,8 +111,8 @@ abstract class Codec {
   }
 
   /**
-   * A job that is done at once is done before this returns; if it was submitted in the callback of another, behind that,
-   * so that many of them need no deep stack.
+   * A job that is done at once is done before this returns; if it was submitted in the callback of another, behind
+   * that, so that many of them need no deep stack.
    */
   protected submit(job: Job): void {
     if (!this.closed) {
@@ -145,7 +145,9 @@ abstract class Codec {
     this.running = false
   }
 
-  /** Runs a stream of zlib in the limiter's turn, until `disengage` or `close`; `failed` if there is no memory for it. */
+  /**
+   * Runs a stream of zlib in the limiter's turn, until `disengage` or `close`; `failed` if there is no memory for it.
+   */
   protected engage(start: () => Engine, failed: () => void): void {
     let engine: Engine | undefined
     const release = this.limiter.run(() => {
@@ -181,8 +183,8 @@ const nothing = Buffer.alloc(0)
 const emptyBlock = Buffer.from([0x00, 0x00, 0xff, 0xff])
 const tail = Buffer.from([...emptyBlock, 0x01, 0x00, 0x00, 0xff, 0xff])
 
-// The way to zlib's threads and back takes 25 to 45 µs of the main thread (Node 24), and as much of theirs. In that time
-// the main thread inflates about 64 KiB, or deflates 2 KiB.
+// The way to zlib's threads and back takes 25 to 45 µs of the main thread (Node 24), and as much of theirs. In that
+// time the main thread inflates about 64 KiB, or deflates 2 KiB.
 const maxInflateAtOnce = 16 * 1024
 const maxInflatedAtOnce = 64 * 1024
 const maxDeflateAtOnce = 2 * 1024
@@ -355,8 +357,8 @@ const chunkFor = (payload: Uint8Array): number => Math.min(maxChunk, Math.max(mi
 
 /**
  * What zlib left of a payload with the `tail` behind it. It stops before the end at a block with BFINAL (RFC 7692
- * §7.2.3.5): then the next block follows, at least the empty one's first octet. `undefined`: in the middle of the tail, so
- * the payload ended within a block.
+ * §7.2.3.5): then the next block follows, at least the empty one's first octet. `undefined`: in the middle of the tail,
+ * so the payload ended within a block.
  */
 const restOf = (payload: Uint8Array, consumed: number): Uint8Array | undefined => {
   const left = payload.length - consumed
@@ -400,9 +402,9 @@ export class Deflater extends Codec {
   }
 
   /**
-   * The payload of a message, or neither error nor payload where that would be no smaller: then the message is to be sent
-   * as it is, as is one for which zlib `"Failed"` (for want of memory). The message must not change before the callback,
-   * which may come before this returns.
+   * The payload of a message, or neither error nor payload where that would be no smaller: then the message is to be
+   * sent as it is, as is one for which zlib `"Failed"` (for want of memory). The message must not change before the
+   * callback, which may come before this returns.
    */
   deflate(message: Uint8Array, callback: (error: "Failed" | undefined, payload?: Uint8Array) => void): void {
     this.submit((done) => {

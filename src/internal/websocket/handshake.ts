@@ -1,5 +1,6 @@
 /**
- * The handshake of RFC 6455 §4: what a server demands of a request and answers, what a client sends and demands of the 101.
+ * The handshake of RFC 6455 §4: what a server demands of a request and answers, what a client sends and demands of the
+ * 101.
  *
  * That the method is GET, and that Upgrade and Connection ask for a websocket, is checked before any of this.
  *
@@ -156,9 +157,9 @@ const isAllowed = (origin: string, allowed: string | RegExp): boolean => {
  * Why a page of this origin may not connect (RFC 6455 §10.2), or `undefined` if it may.
  *
  * No origin is no browser's. `"same-host"`: its host and port are those of the Host field, which behind a proxy is what
- * the proxy sends; over TLS its scheme is https. A list: `"https://app.example"`, `"https://*.example.com"` (one label),
- * or a RegExp that the whole origin matches. A function decides itself, also about `"null"`, which a sandboxed page, a
- * file and a redirect send. `"any"`: no check at all.
+ * the proxy sends; over TLS its scheme is https. A list: `"https://app.example"`, `"https://*.example.com"` (one
+ * label), or a RegExp that the whole origin matches. A function decides itself, also about `"null"`, which a sandboxed
+ * page, a file and a redirect send. `"any"`: no check at all.
  */
 const originFault = (
   request: HttpServerRequest,

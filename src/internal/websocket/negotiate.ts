@@ -1,12 +1,16 @@
 /**
- * The Sec-WebSocket-Extensions field (RFC 6455 §9.1), and what two peers agree on for permessage-deflate (RFC 7692 §7.1).
+ * The Sec-WebSocket-Extensions field (RFC 6455 §9.1), and what two peers agree on for permessage-deflate (RFC 7692
+ * §7.1).
  *
  * Plain functions over strings: both sides make their codec from the field of the 101 alone (`agreed`).
  *
  * @internal
  */
 
-/** What is asked of permessage-deflate. A side's own window and contexts are the sender's memory, the other's the reader's. */
+/**
+ * What is asked of permessage-deflate. A side's own window and contexts are the sender's memory, the other's the
+ * reader's.
+ */
 export interface DeflateOptions {
   /** The server forgets its context behind each message: more bytes, less memory at the client. Default `false`. */
   readonly serverNoContextTakeover?: boolean | undefined
@@ -119,8 +123,8 @@ class Cursor {
 }
 
 /**
- * `1#extension` of RFC 6455 §9.1, or `undefined` where the field is something else: an empty element, a quoted value that
- * is no token, whitespace round an equals sign. Linear in the field's length.
+ * `1#extension` of RFC 6455 §9.1, or `undefined` where the field is something else: an empty element, a quoted value
+ * that is no token, whitespace round an equals sign. Linear in the field's length.
  */
 export const parseExtensions = (field: string): ReadonlyArray<Extension> | undefined => {
   const cursor = new Cursor(field)
@@ -217,9 +221,9 @@ const format = (params: {
 }
 
 /**
- * The server's answer to the first offer that it can accept, or `undefined` if there is none: then nothing is compressed.
- * An offer with a parameter that is unknown, invalid or repeated is declined (RFC 7692 §7.1), and so is one whose client
- * cannot be limited to `clientMaxWindowBits`, where that is asked for.
+ * The server's answer to the first offer that it can accept, or `undefined` if there is none: then nothing is
+ * compressed. An offer with a parameter that is unknown, invalid or repeated is declined (RFC 7692 §7.1), and so is one
+ * whose client cannot be limited to `clientMaxWindowBits`, where that is asked for.
  */
 export const negotiate = (
   offers: ReadonlyArray<Extension>,
@@ -286,8 +290,8 @@ const responseOf = (field: string): Extension | string => {
 }
 
 /**
- * What the Sec-WebSocket-Extensions field of a 101 says: the parameters, `undefined` where there is no such field and so no
- * extension, or a string that says what is wrong with it.
+ * What the Sec-WebSocket-Extensions field of a 101 says: the parameters, `undefined` where there is no such field and
+ * so no extension, or a string that says what is wrong with it.
  */
 export const agreed = (field: string | undefined): DeflateParams | string | undefined => {
   if (field === undefined) {
@@ -318,7 +322,10 @@ const unmet = (offer: Extension, response: Extension): string | undefined => {
   return undefined
 }
 
-/** Why a client must fail the connection for the extensions of this response to what it offered; `undefined` if it need not. */
+/**
+ * Why a client must fail the connection for the extensions of this response to what it offered; `undefined` if it need
+ * not.
+ */
 export const mismatch = (field: string | undefined, offered: string | undefined): string | undefined => {
   if (field === undefined) {
     return undefined
