@@ -14,8 +14,6 @@ import { HandshakeRefused, ProtocolMismatch } from "../../UpgradeError.js"
 import { isToken, withoutWhitespace } from "../http1/offers.js"
 import { type DeflateOptions, mismatch, negotiate, offerDeflate, parseExtensions } from "./negotiate.js"
 
-export { agreed, type DeflateOptions, type DeflateParams } from "./negotiate.js"
-
 /** What a server demands and chooses, and what a client offers. */
 export interface HandshakeOptions {
   /** In the order of preference. */
