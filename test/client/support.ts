@@ -26,17 +26,20 @@ export const scripted = (): Effect.Effect<
   })
 
 /** A scripted server on a port: each of its connections, as it comes. */
-export const listening: Effect.Effect<
-  { readonly port: number; readonly accept: Effect.Effect<Peer.Peer, never, Scope.Scope> },
-  never,
-  Scope.Scope
-> = Effect.gen(function* () {
+export interface Listening {
+  readonly port: number
+  readonly accept: Effect.Effect<Peer.Peer, never, Scope.Scope>
+}
+
+const listen = Effect.fnUntraced(function* (ends: boolean) {
   const accepted = yield* Queue.unbounded<net.Socket>()
   const server = yield* Effect.acquireRelease(
     Effect.async<net.Server>((resume) => {
       const server = net.createServer({ allowHalfOpen: true }, (socket) => {
         socket.on("error", () => {})
-        socket.on("end", () => socket.end())
+        if (ends) {
+          socket.on("end", () => socket.end())
+        }
         Queue.unsafeOffer(accepted, socket)
       })
       server.listen(0, "127.0.0.1", () => resume(Effect.succeed(server)))
@@ -46,6 +49,11 @@ export const listening: Effect.Effect<
   const { port } = server.address() as net.AddressInfo
   return { port, accept: Effect.flatMap(Queue.take(accepted), (socket) => Peer.fromDuplex(socket)) }
 })
+
+export const listening: Effect.Effect<Listening, never, Scope.Scope> = listen(true)
+
+/** One that does not end when the client does. */
+export const lingering: Effect.Effect<Listening, never, Scope.Scope> = listen(false)
 
 /** The head of the request that a scripted server got, line by line. */
 export const requestHead = (server: Peer.Peer): Effect.Effect<ReadonlyArray<string>, Peer.PeerError> =>
