@@ -181,8 +181,7 @@ export abstract class Exchange {
     readonly host: Host,
     readonly socket: Duplex
   ) {
-    const millis = host.settings.decisionTimeout
-    this.decision = host.deadlines.add(millis, () => this.undecided(millis))
+    this.decision = this.watchDecision()
     host.enter(this)
   }
 
@@ -218,21 +217,19 @@ export abstract class Exchange {
   /** The fiber of the whole request has ended: a hook that died, say, leaves nobody to answer. */
   abstract requestEnded(): void
 
+  private watchDecision(): Deadline {
+    const millis = this.host.settings.decisionTimeout
+    return this.host.deadlines.add(millis, () => this.undecided(millis))
+  }
+
   private undecided(millis: number): void {
-    if (this.phase !== "Deciding") {
-      return
-    }
     if (this.isAnswering) {
       this.watchAnswer(this.host.settings.writeTimeout)
       return
     }
     this.timedOut = new UpgradeTimeout({ stage: "Decision", millis })
     this.fiber?.unsafeInterruptAsFork(FiberId.none)
-    this.decision = this.host.deadlines.add(this.host.settings.closeTimeout, () => {
-      if (this.phase === "Deciding") {
-        this.destroy()
-      }
-    })
+    this.decision = this.host.deadlines.add(this.host.settings.closeTimeout, () => this.destroy())
   }
 
   /**
@@ -347,6 +344,7 @@ export abstract class Exchange {
       Effect.sync(() => {
         if (this.phase === "Switching") {
           this.phase = "Deciding"
+          this.decision = this.watchDecision()
         }
       })
     )

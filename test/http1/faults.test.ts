@@ -487,38 +487,60 @@ describe("an answer that does not leave", () => {
     })
   )
 
-  it.scoped("when it is the 101 yields ConnectionLost after writeTimeout", () =>
+  /** Sends a request to an app of which a peer has taken as much as it will: nothing more leaves. */
+  const behind = (request: string, app: App) =>
     Effect.gen(function* () {
-      const error = yield* Deferred.make<string>()
-      const app = Effect.gen(function* () {
-        const request = yield* HttpServerRequest.HttpServerRequest
-        if (request.headers.upgrade === undefined) {
-          return HttpServerResponse.uint8Array(new Uint8Array(64 * 1024))
-        }
-        const [response, upgraded] = yield* Upgrade.respond(raw, { writeTimeout: "7 seconds" })
-        const claim = Effect.matchEffect(Effect.scoped(upgraded), {
-          onFailure: ({ _tag }) => Deferred.succeed(error, _tag),
-          onSuccess: () => Deferred.succeed(error, "switched")
-        })
-        yield* Effect.forkDaemon(claim)
-        return response
-      })
-      const running = yield* serve(app, { kind: "memory" })
       let socket: Duplex | undefined
+      const running = yield* serve(
+        Effect.flatMap(HttpServerRequest.HttpServerRequest, ({ headers }) =>
+          headers.upgrade === undefined ? HttpServerResponse.uint8Array(new Uint8Array(64 * 1024)) : app
+        ),
+        { kind: "memory" }
+      )
       running.server.once("connection", (accepted: Duplex) => {
         socket = accepted
       })
       const peer = yield* running.connect
       peer.socket.pause()
-      // The way is full behind this answer
       yield* peer.send(plain)
       yield* Effect.repeat(turn, { until: () => peer.socket.readableLength > 64 * 1024 })
-      yield* peer.send(asking("/"))
-      yield* Effect.repeat(turn, { until: () => socket!.writableLength > 0 })
-      assert.strictEqual(yield* running.switched, 0)
+      yield* peer.send(request)
+      return { ...running, written: Effect.repeat(turn, { until: () => socket!.writableLength > 0 }) }
+    })
+
+  it.scoped("when it is the 101 yields ConnectionLost after writeTimeout", () =>
+    Effect.gen(function* () {
+      const error = yield* Deferred.make<string>()
+      const { idle, switched, written } = yield* behind(
+        asking("/"),
+        Effect.gen(function* () {
+          const [response, upgraded] = yield* Upgrade.respond(raw, { writeTimeout: "7 seconds" })
+          const claim = Effect.matchEffect(Effect.scoped(upgraded), {
+            onFailure: ({ _tag }) => Deferred.succeed(error, _tag),
+            onSuccess: () => Deferred.succeed(error, "switched")
+          })
+          yield* Effect.forkDaemon(claim)
+          return response
+        })
+      )
+      yield* written
+      assert.strictEqual(yield* switched, 0)
       yield* TestClock.adjust("7 seconds")
       assert.strictEqual(yield* Deferred.await(error), "ConnectionLost")
-      yield* running.idle
+      yield* idle
+    })
+  )
+
+  it.scoped("in place of a switch that came to nothing ends its connection too", () =>
+    Effect.gen(function* () {
+      const body = asking("/", { method: "POST", fields: ["Content-Length: 10"], content: "half" })
+      const { idle, written } = yield* behind(body, echo)
+      yield* Effect.repeatN(turn, 5)
+      yield* TestClock.adjust("30 seconds")
+      yield* written
+      yield* TestClock.adjust("60 seconds")
+      yield* TestClock.adjust("120 seconds")
+      yield* idle
     })
   )
 })
