@@ -63,19 +63,25 @@ const echo: OnUpgrade = (socket, head) => {
   socket.pipe(socket)
 }
 
-/** A server that knows heads alone, and answers each the same: no Upgrade field means anything to it, nor does CONNECT. */
-const byHand = (more: Partial<Laws.Target> = {}): Laws.Target => ({
+/**
+ * A server that knows heads alone, and answers each the same: no Upgrade field means anything to it, nor does CONNECT. One
+ * that comes in more pieces than `most` is refused.
+ */
+const byHand = (more: Partial<Laws.Target> = {}, most = Infinity): Laws.Target => ({
   connect: Effect.suspend(() => {
     const [accepted, client] = pair()
     let received = ""
+    let pieces = 0
     guard(accepted)
     accepted.on("end", () => accepted.end())
     accepted.on("data", (bytes: Buffer) => {
+      pieces++
       const heads = (received + bytes.toString("latin1")).split("\r\n\r\n")
       received = heads.pop()!
       for (const head of heads) {
+        const interim = head.startsWith("HEAD ") ? "HTTP/1.1 103 Early Hints\r\n\r\n" : ""
         accepted.write(
-          `HTTP/1.1 ${head.includes("/refused") ? "403 Forbidden" : "200 OK"}\r\nContent-Length: 2\r\n\r\nok`
+          `${interim}HTTP/1.1 ${head.includes("/refused") || pieces > most ? "403 Forbidden" : "200 OK"}\r\nContent-Length: 2\r\n\r\n${head.startsWith("HEAD ") ? "" : "ok"}`
         )
       }
     })
@@ -120,6 +126,10 @@ it.live("a server that cannot be reached breaks a law", () =>
 
 it.live("a server that knows no Upgrade field ignores one", () =>
   Laws.ignoredUpgrade(byHand({ tunnels: true }), { numRuns: 30 })
+)
+
+it.live("a server that hints at what is to come before it answers HEAD keeps the law", () =>
+  Laws.ignoredUpgrade(byHand({ tunnels: true, ordinary: { path: "/plain", method: "HEAD" } }), { numRuns: 30 })
 )
 
 it.live("what is thrown when the last run is over breaks a law", () =>
@@ -310,6 +320,79 @@ describe("a law is broken by a server that", () => {
       }),
       /there was an uncaughtException: Error: (read|write) (ECONNRESET|EPIPE)/
     )
+  )
+
+  it.live("dies of a FIN, by an app that throws", () =>
+    breaks(
+      "hostilePeers",
+      served((socket, head) => {
+        echo(socket, head)
+        socket.on("end", () => Promise.reject(new Error("a FIN")))
+      }),
+      /there was an unhandledRejection: Error: a FIN.*ends, and reads until the server does/s
+    )
+  )
+
+  it.live("changes a byte late in what it echoes", () =>
+    breaks(
+      "bytes",
+      served((socket, head) => {
+        guard(socket)
+        socket.write(head101)
+        let echoed = 0
+        const change = (bytes: Buffer) => {
+          if (echoed <= 100 && echoed + bytes.length > 100) {
+            bytes[100 - echoed]! ^= 1
+          }
+          echoed += bytes.length
+          socket.write(bytes)
+        }
+        change(head)
+        socket.on("data", change)
+        socket.on("end", () => socket.end())
+      }),
+      /came from byte 60 on, and not/
+    )
+  )
+
+  it.live("cannot be asked: what connects to it dies", () =>
+    breaks("bytes", served(echo, { connect: Effect.die("no way there") }), /the run failed otherwise: .*no way there/)
+  )
+
+  it.live("closes at once", () =>
+    breaks(
+      "bytes",
+      served((socket) => socket.end()),
+      /the connection ended before the 101 came; unread is ""/
+    )
+  )
+
+  it.live("is left by its own peer", () =>
+    breaks(
+      "bytes",
+      served(echo, {
+        connect: Effect.suspend(() => {
+          const client = pair()[1]
+          client.destroy()
+          return Peer.fromDuplex(client)
+        })
+      }),
+      /the connection was closed before the 101 came/
+    )
+  )
+
+  it.live("answers with what is no HTTP", () =>
+    breaks(
+      "bytes",
+      served((socket) => socket.end("hello\r\n\r\n")),
+      /where the 101 should be: "hello/
+    )
+  )
+
+  it.live("does not switch", () => breaks("bytes", byHand(), /the answer was 200 OK, and not 101/))
+
+  it.live("counts the pieces that a request comes in", () =>
+    breaks("ignoredUpgrade", byHand({ tunnels: true }, 9), /sends ".*, every byte by itself/s)
   )
 
   it.live("cannot be left: the run that waits for that is given up, and told with its seed", () =>
