@@ -108,7 +108,7 @@ const attaching = (settings: Settings): Effect.Effect<(socket: Duplex) => Carrie
       }
       const connection = new ConnectionImpl<Duplex>(socket, listenerOf(socket), fork)
       connection.own(wire)
-      connection.onClosed = () => sleeping.forEach((fiber) => fiber.unsafeInterruptAsFork(FiberId.none))
+      connection.registry = { forget: () => sleeping.forEach((fiber) => fiber.unsafeInterruptAsFork(FiberId.none)) }
       return {
         wire,
         connection,

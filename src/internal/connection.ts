@@ -58,8 +58,8 @@ export class ConnectionImpl<IO extends Duplex = Duplex> implements Public.Connec
   /** The fiber that is the session: interrupted when the connection is lost or the server shuts down. */
   session: Fiber.RuntimeFiber<any, any> | undefined
   wire: Wire | undefined
-  /** Called when all is closed: leaves the registry. */
-  onClosed: (() => void) | undefined
+  /** Told when all is closed. */
+  registry: { readonly forget: (connection: ConnectionImpl) => void } | undefined
 
   constructor(
     readonly socket: IO,
@@ -108,16 +108,20 @@ export class ConnectionImpl<IO extends Duplex = Duplex> implements Public.Connec
   own(wire: Wire): void {
     this.wire = wire
     this.socket.off("close", onSocketClose)
-    // In a turn of its own, so that the typed error of a pending read or write comes first.
-    const onClosed = () => setImmediate(() => this.ended(wire))
     if (wire.isClosed) {
-      onClosed()
+      this.wireClosed()
     } else {
-      wire.onClosed = onClosed
+      wire.owner = this
     }
   }
 
-  private ended(wire: Wire): void {
+  /** In a turn of its own, so that the typed error of a pending read or write comes first. */
+  wireClosed(): void {
+    setImmediate(() => this.ended())
+  }
+
+  private ended(): void {
+    const wire = this.wire!
     if (this.closing) {
       return
     }
@@ -153,7 +157,7 @@ export class ConnectionImpl<IO extends Duplex = Duplex> implements Public.Connec
         Effect.ensuring(
           Effect.sync(() => {
             this.session = undefined
-            this.onClosed?.()
+            this.registry?.forget(this)
             this.latch.unsafeOpen()
           })
         )

@@ -16,7 +16,8 @@ class Entry implements Deadline {
   constructor(
     readonly lane: Lane,
     readonly at: number,
-    readonly expire: () => void
+    readonly expire: (target: any) => void,
+    readonly target: unknown
   ) {}
   cancel() {
     this.lane.entries.delete(this)
@@ -39,7 +40,7 @@ class Lane {
         return Effect.zipRight(this.clock.sleep(Duration.millis(entry.at - now)), this.watch)
       }
       this.entries.delete(entry)
-      entry.expire()
+      entry.expire(entry.target)
     }
     this.running = false
     this.over()
@@ -55,8 +56,8 @@ export class Deadlines {
     private readonly fork: (effect: Effect.Effect<void>) => void
   ) {}
 
-  /** Calls `expire` once after `millis`, unless cancelled; never for `Infinity`. */
-  add(millis: number, expire: () => void): Deadline {
+  /** Calls `expire` with `target` once after `millis`, unless cancelled; never for `Infinity`. */
+  add<T = void>(millis: number, expire: (target: T) => void, target?: T): Deadline {
     if (millis === Infinity) {
       return never
     }
@@ -65,7 +66,7 @@ export class Deadlines {
       lane = new Lane(this.clock, () => this.lanes.delete(millis))
       this.lanes.set(millis, lane)
     }
-    const entry = new Entry(lane, this.clock.unsafeCurrentTimeMillis() + millis, expire)
+    const entry = new Entry(lane, this.clock.unsafeCurrentTimeMillis() + millis, expire, target)
     lane.entries.add(entry)
     if (!lane.running) {
       lane.running = true

@@ -14,6 +14,7 @@ import type { Options } from "../UpgradeServer.js"
 import { type ConnectionImpl, connectionOf } from "./connection.js"
 import { Deadlines } from "./deadlines.js"
 import type { Exchange, Host, Settings } from "./exchange.js"
+import type { Hijackable } from "./hijack.js"
 import { carrierOf, closeUnanswered, currentResponse, stopAtUpgrades } from "./http1/node.js"
 
 const defaults: Settings = {
@@ -39,6 +40,7 @@ const settingsOf = (options: Options): Settings => {
 export class ServerHost implements Host {
   readonly settings: Settings
   readonly maxConnections: number
+  readonly hijackable: Hijackable | undefined
   readonly drainTimeout: Duration.Duration
   readonly connections = new Set<ConnectionImpl>()
   readonly exchanges = new Set<Exchange>()
@@ -57,6 +59,7 @@ export class ServerHost implements Host {
   ) {
     this.settings = settingsOf(options)
     this.maxConnections = options.maxConnections ?? Infinity
+    this.hijackable = options.hijackable
     this.drainTimeout = Duration.decode(options.drainTimeout ?? 0)
   }
 
@@ -83,19 +86,21 @@ export class ServerHost implements Host {
   register(connection: ConnectionImpl): void {
     this.emptied.unsafeClose()
     this.connections.add(connection)
-    connection.onClosed = () => {
-      this.connections.delete(connection)
-      this.left()
-    }
+    connection.registry = this
     if (this.drained) {
       this.fork(connection.shutdown())
     }
   }
 
+  forget(connection: ConnectionImpl): void {
+    this.connections.delete(connection)
+    this.left()
+  }
+
   /** A socket is the HTTP server's, for the first time or again: kept in sight, lest an idle one hold up the shutdown. */
   readonly track = (socket: Duplex): void => {
     const { sockets } = this
-    stopAtUpgrades(socket)
+    stopAtUpgrades(socket, this.hijackable)
     const carrier = carrierOf(socket)
     if (carrier !== undefined) {
       this.carriers.delete(carrier)

@@ -10,25 +10,20 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
-import * as FiberId from "effect/FiberId"
 import * as FiberRef from "effect/FiberRef"
-import * as FiberRefs from "effect/FiberRefs"
 import { globalValue } from "effect/GlobalValue"
 import * as LogLevel from "effect/LogLevel"
 import * as Option from "effect/Option"
 import * as Runtime from "effect/Runtime"
-import * as RuntimeFlags from "effect/RuntimeFlags"
 import * as Scope from "effect/Scope"
-import * as Tracer from "effect/Tracer"
 import type { Listener } from "../Connection.js"
 import * as Protocol from "../Protocol.js"
-import type { Options } from "../Upgrade.js"
+import type { HijackOptions, Options } from "../Upgrade.js"
 import {
   AlreadyUpgraded,
   BodyOn101,
   ConnectionLost,
   HandshakeRefused,
-  isConnectionError,
   NotSwitched,
   NotUpgradable,
   ProtocolNotOffered,
@@ -37,11 +32,12 @@ import {
   TooManyConnections,
   type UpgradeError
 } from "../UpgradeError.js"
-import { inlineScheduler } from "./duplex/inbox.js"
+import { isWebSocketError } from "../WebSocketError.js"
 import { contentOf, type Exchange, forbiddenField, type Host, Pending, type Settings } from "./exchange.js"
+import { hijacked, unfit } from "./hijack.js"
 import { listIncludes, matches, type Offer, parseOffers } from "./http1/offers.js"
 import { exchangeOf, hostOf } from "./requests.js"
-import { SessionRequest } from "./sessionRequest.js"
+import { runtimeOf, sessionRuntime } from "./session.js"
 import type { UpgradedImpl } from "./upgraded.js"
 
 type Request = HttpServerRequest.HttpServerRequest
@@ -56,9 +52,11 @@ export const offersOf = (request: Request): ReadonlyArray<Offer> => {
 }
 
 const enters = (exchange: Exchange, protocol: Protocol.Protocol.Any): boolean =>
-  exchange.isConnect
-    ? protocol === Protocol.connect
-    : exchange.offers.some((offer) => matches(offer, protocol.name, protocol.version))
+  protocol === hijacked
+    ? exchange.isHijackable
+    : exchange.isConnect
+      ? protocol === Protocol.connect
+      : exchange.offers.some((offer) => matches(offer, protocol.name, protocol.version))
 
 /** Whether the request offers one of these, by a method that enters it. */
 export const wants = (request: Request, protocols: Protocol.Protocols): boolean => {
@@ -126,7 +124,7 @@ const choose = (
   if (taken !== undefined) {
     return taken
   }
-  if (exchange.obstacle !== undefined) {
+  if (exchange.obstacle !== undefined && protocols[0] !== hijacked) {
     return notUpgradable(exchange.obstacle, protocols, obstacles[exchange.obstacle])
   }
   const protocol = protocols.find((protocol) => enters(exchange, protocol))
@@ -352,6 +350,31 @@ export const direct = (
     )
   )
 
+/** Switches behind an ordinary response: to nothing that was offered, where the listener allows it. */
+export const hijack = (
+  listener: Listener | undefined,
+  response: HttpServerResponse.HttpServerResponse,
+  options: HijackOptions | undefined
+): Effect.Effect<UpgradedImpl, UpgradeError, any> =>
+  Effect.flatMap(HttpServerRequest.HttpServerRequest, (request) => {
+    const error =
+      exchangeOf(request)?.isHijackable === true
+        ? unfit(response)
+        : notUpgradable(
+            "Server",
+            [],
+            "The connection of this request cannot be taken: its listener does not say so in UpgradeServer.Options.hijackable."
+          )
+    return error === undefined
+      ? direct(listener, hijacked, {
+          ...options,
+          headers: response.headers,
+          cookies: response.cookies,
+          statusText: response.statusText
+        })
+      : Effect.zipRight(Effect.logWarning(error.message), Effect.fail(error))
+  })
+
 type Restore = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
 
 /** The platform closes a request's Scope with success whatever happened: the app's own exit is what counts. */
@@ -449,71 +472,18 @@ export const session = <E, R>(
 
 /** Runs what follows a fiber that has ended, with its services and fiber refs. */
 const runAfter = (fiber: Fiber.RuntimeFiber<any, any>, effect: Effect.Effect<unknown>): void => {
-  Runtime.runFork(
-    Runtime.make({
-      context: fiber.currentContext,
-      fiberRefs: fiber.getFiberRefs(),
-      runtimeFlags: sessionFlags
-    }),
-    effect
-  )
+  Runtime.runFork(runtimeOf(fiber.currentContext, fiber.getFiberRefs()), effect)
 }
 
 const isFailure = <E>(exit: Exit.Exit<unknown, E>): exit is Exit.Failure<unknown, E> =>
   Exit.isFailure(exit) && !Cause.isInterruptedOnly(exit.cause)
 
-/** Of a request's fiber, what a session that outlives it has: not the request's message, Scope, span or hooks. */
-const sessionRuntime = (
-  services: Context.Context<never>,
-  fiberRefs: FiberRefs.FiberRefs,
-  scope: Scope.Scope
-): Runtime.Runtime<never> => {
-  const context = new Map<string, unknown>(services.unsafeMap)
-  const request = services.unsafeMap.get(HttpServerRequest.HttpServerRequest.key) as Request
-  context.delete(Tracer.ParentSpan.key)
-  context.set(HttpServerRequest.HttpServerRequest.key, new SessionRequest(request))
-  context.set(Scope.Scope.key, scope)
-  // Only the values of now: below them lie those of the fibers before, and what they hold.
-  const refs = new Map<FiberRef.FiberRef<any>, readonly [readonly [FiberId.Single, any]]>()
-  fiberRefs.locals.forEach((stack, ref) => {
-    if (ref !== FiberRef.currentContext && ref !== HttpApp.currentPreResponseHandlers && ref !== currentBoundary) {
-      refs.set(ref, [[FiberId.none, stack[0][1]]])
-    }
-  })
-  refs.set(FiberRef.currentScheduler, [
-    [FiberId.none, inlineScheduler(FiberRefs.getOrDefault(fiberRefs, FiberRef.currentScheduler))]
-  ])
-  return Runtime.make({
-    context: Context.unsafeMake(context),
-    fiberRefs: FiberRefs.unsafeMake(refs),
-    runtimeFlags: sessionFlags
-  })
-}
-
-const sessionFlags = RuntimeFlags.make(
-  RuntimeFlags.Interruption,
-  RuntimeFlags.CooperativeYielding,
-  RuntimeFlags.RuntimeMetrics
-)
-
 type OnFailure<E> = ((cause: Cause.Cause<E>) => Effect.Effect<unknown, never, any>) | undefined
 
-/** Runs a session over a connection. Nothing of the request is in its closures: they live as long as the connection. */
-const runSession = <E>(
-  upgraded: UpgradedImpl,
-  runtime: Runtime.Runtime<never>,
-  handler: (upgraded: UpgradedImpl) => Effect.Effect<unknown, E, any>,
-  onFailure: OnFailure<E>
-): void => {
-  const { connection } = upgraded
-  const fiber = Runtime.runFork(
-    runtime,
-    Effect.suspend(() => handler(upgraded) as Effect.Effect<unknown, E>)
-  )
-  connection.session = fiber
-  // By an observer rather than a finalizer: an idle session holds no frames for it.
+/** Goes on with what follows a session. By an observer rather than a finalizer: an idle session holds no frames for it. */
+const whenOver = <E>(upgraded: UpgradedImpl, fiber: Fiber.RuntimeFiber<unknown, E>, onFailure: OnFailure<E>): void => {
   fiber.addObserver((exit) => {
-    const closed = connection.close(exit)
+    const closed = upgraded.connection.close(exit)
     runAfter(
       fiber,
       isFailure(exit)
@@ -529,7 +499,7 @@ const runSession = <E>(
 /** That a peer went is nothing that the program did wrong. */
 const levelOf = (cause: Cause.Cause<unknown>): LogLevel.LogLevel => {
   const failure = Cause.failureOption(cause)
-  return failure._tag === "Some" && isConnectionError(failure.value) ? LogLevel.Debug : LogLevel.Error
+  return failure._tag === "Some" && isWebSocketError(failure.value) ? LogLevel.Debug : LogLevel.Error
 }
 
 const logFailure = (protocol: string, cause: Cause.Cause<unknown>): Effect.Effect<void> =>
@@ -543,6 +513,19 @@ export const onSwitched = <E>(
 ): ((upgraded: UpgradedImpl) => void) => {
   const services = fiber.currentContext
   const fiberRefs = fiber.getFiberRefs()
-  return (upgraded) =>
-    runSession(upgraded, sessionRuntime(services, fiberRefs, upgraded.connection.scope), handler, onFailure)
+  return (upgraded) => {
+    const { connection } = upgraded
+    const session = Runtime.runFork(
+      sessionRuntime(services, fiberRefs, connection, currentBoundary),
+      startSession(upgraded, handler)
+    )
+    connection.session = session
+    whenOver(upgraded, session, onFailure)
+  }
 }
+
+/** Nothing of the request is in its closure: it lives as long as the connection. */
+const startSession = <E>(
+  upgraded: UpgradedImpl,
+  handler: (upgraded: UpgradedImpl) => Effect.Effect<unknown, E, any>
+): Effect.Effect<unknown, E> => Effect.suspend(() => handler(upgraded) as Effect.Effect<unknown, E>)

@@ -6,6 +6,7 @@
 import type * as Cause from "effect/Cause"
 import * as Chunk from "effect/Chunk"
 import * as Effect from "effect/Effect"
+import * as Effectable from "effect/Effectable"
 import type * as Fiber from "effect/Fiber"
 import * as FiberRef from "effect/FiberRef"
 import * as Option from "effect/Option"
@@ -16,7 +17,9 @@ export type AnyFiber = Fiber.RuntimeFiber<any, any>
 
 interface Reader {
   readonly fiber: AnyFiber
-  readonly wake: () => void
+  readonly resume: (effect: any) => void
+  /** With which it goes on. */
+  readonly next: Effect.Effect<any, any, any>
   /** It was woken, and has not gone on yet: it is the reader still. */
   woken: boolean
 }
@@ -103,7 +106,7 @@ export abstract class Inbox<A, E> {
     const reader = this.reader
     if (reader !== undefined && !reader.woken) {
       reader.woken = true
-      reader.wake()
+      reader.resume(reader.next)
     }
   }
 
@@ -157,7 +160,7 @@ export abstract class Inbox<A, E> {
           : Effect.fail(ended.value)
         : Effect.async((resume) => {
             // The fiber takes the input itself, once it goes on: were it handed over, an interruption would lose it.
-            this.reader = { fiber, woken: false, wake: () => resume(pull) }
+            this.reader = { fiber, resume, next: pull, woken: false }
           })
     })
     return pull
@@ -176,35 +179,78 @@ export abstract class Inbox<A, E> {
     handler: (batch: Chunk.Chunk<A>) => Effect.Effect<B, E2, R>
   ): Effect.Effect<void, E | ConnectionError | E2, R> {
     return Effect.withFiberRuntime((fiber) => {
-      const next = {
-        onFailure: (cause: Cause.Cause<E2>) => {
-          this.runner = undefined
-          return Effect.failCause(cause)
-        },
-        onSuccess: () => {
-          this.runner = undefined
-          return step
-        }
-      }
-      const step: Effect.Effect<void, E | ConnectionError | E2, R> = Effect.suspend(() => {
-        if (this.isReadByOther(fiber)) {
-          return Effect.fail(busy)
-        }
-        if (this.queue.length > 0) {
-          const handled = handler(this.takeAll())
-          this.runner = fiber
-          return Effect.matchCauseEffect(handled, next)
-        }
-        const ended = this.ended()
-        return ended === undefined ? wait : ended._tag === "None" ? Effect.void : Effect.fail(ended.value)
-      })
-      const wait = Effect.async<void, E | ConnectionError | E2, R>((resume) => {
-        this.reader = { fiber, woken: false, wake: () => resume(step) }
-      })
+      const step = new Step(this, handler, fiber) as Effect.Effect<void, E | ConnectionError | E2, R>
       const scheduler = fiber.getFiberRef(FiberRef.currentScheduler)
       const inlined = inlineScheduler(scheduler)
       // Left on the fiber afterwards: it differs from its base within a socket's callback only.
       return inlined === scheduler ? step : Effect.zipRight(FiberRef.set(FiberRef.currentScheduler, inlined), step)
+    })
+  }
+
+  /** One turn of `run`: what is there, then what comes. */
+  runStep<B, E2, R>(step: Step<A, E, B, E2, R>): Effect.Effect<void, E | ConnectionError | E2, R> {
+    const { fiber } = step
+    if (this.isReadByOther(fiber)) {
+      return Effect.fail(busy)
+    }
+    while (this.queue.length > 0) {
+      const handled = step.handler(this.takeAll())
+      if (!isDone(handled)) {
+        this.runner = fiber
+        return Effect.matchCauseEffect(handled, step.next)
+      }
+    }
+    const ended = this.ended()
+    return ended === undefined
+      ? Effect.async<void, E | ConnectionError | E2, R>((resume) => {
+          this.reader = { fiber, resume, next: step, woken: false }
+        })
+      : ended._tag === "None"
+        ? Effect.void
+        : Effect.fail(ended.value)
+  }
+
+  /** The handler of `run` is through with its batch. */
+  handled(): void {
+    this.runner = undefined
+  }
+}
+
+/** Whether an effect is a success already, and need not be run. */
+export const isDone = (effect: Effect.Effect<unknown, unknown, unknown>): boolean =>
+  (effect as { readonly _tag?: string })._tag === "Success"
+
+/** `run`, wherever it stands: an object instead of closures, since an idle connection holds it. */
+class Step<A, E, B, E2, R> extends Effectable.Class<void, E | ConnectionError | E2, R> {
+  private following:
+    | {
+        readonly onFailure: (cause: Cause.Cause<E2>) => Effect.Effect<void, E2, R>
+        readonly onSuccess: () => Effect.Effect<void, E | ConnectionError | E2, R>
+      }
+    | undefined
+
+  constructor(
+    readonly inbox: Inbox<A, E>,
+    readonly handler: (batch: Chunk.Chunk<A>) => Effect.Effect<B, E2, R>,
+    readonly fiber: AnyFiber
+  ) {
+    super()
+  }
+
+  override commit(): Effect.Effect<void, E | ConnectionError | E2, R> {
+    return this.inbox.runStep(this)
+  }
+
+  get next() {
+    return (this.following ??= {
+      onFailure: (cause) => {
+        this.inbox.handled()
+        return Effect.failCause(cause)
+      },
+      onSuccess: () => {
+        this.inbox.handled()
+        return this
+      }
     })
   }
 }

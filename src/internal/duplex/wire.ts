@@ -32,6 +32,8 @@ export interface Limits {
 
 const takeTurn = (wire: Wire) => wire.takeTurn()
 
+const whenIdle = (wire: Wire) => Wire.idleOver(wire)
+
 const kWire = Symbol("effect-upgrade/Wire")
 
 type Wired = Duplex & { [kWire]: Wire }
@@ -116,6 +118,8 @@ export class Wire extends Inbox<Uint8Array, ConnectionError> {
   private stall: Deadline | undefined
   private idle: Deadline | undefined
   private received = 0
+  /** What had moved when nothing was known to move since. */
+  private idleSince = 0
 
   /** The peer's FIN was read. */
   eof = false
@@ -134,8 +138,8 @@ export class Wire extends Inbox<Uint8Array, ConnectionError> {
   onEof: (() => void) | undefined
   /** Called when the socket has sent all that it held. */
   onDrained: (() => void) | undefined
-  /** Called once, when the socket has closed. */
-  onClosed: (() => void) | undefined
+  /** Told once, when the socket has closed. */
+  owner: { readonly wireClosed: () => void } | undefined
   private closeWaiters: Array<() => void> | undefined
   tenant: Tenant | undefined
 
@@ -428,23 +432,31 @@ export class Wire extends Inbox<Uint8Array, ConnectionError> {
     })
   }
 
+  private get moved(): number {
+    return this.received + bytesSent(this.socket)
+  }
+
   /** A connection on which nothing moves for `idleTimeout`, either way, fails. */
   watchIdle(): void {
-    const millis = this.limits.idleTimeout
-    const received = this.received
-    const sent = bytesSent(this.socket)
-    this.idle = this.deadlines.add(millis, () => {
-      if (this.received !== received || bytesSent(this.socket) !== sent) {
-        this.watchIdle()
-      } else {
-        this.abort(
-          new ConnectionError({
-            reason: "Timeout",
-            description: `Nothing was received or sent for ${millis} ms (idleTimeout).`
-          })
-        )
-      }
-    })
+    this.idleSince = this.moved
+    this.idle = this.deadlines.add(this.limits.idleTimeout, whenIdle, this)
+  }
+
+  private idleOver(): void {
+    if (this.moved !== this.idleSince) {
+      this.watchIdle()
+    } else {
+      this.abort(
+        new ConnectionError({
+          reason: "Timeout",
+          description: `Nothing was received or sent for ${this.limits.idleTimeout} ms (idleTimeout).`
+        })
+      )
+    }
+  }
+
+  static idleOver(wire: Wire): void {
+    wire.idleOver()
   }
 
   // ---------------------------------------------------------------------------------------------------------- closing
@@ -483,8 +495,8 @@ export class Wire extends Inbox<Uint8Array, ConnectionError> {
       this.tenant?.onLost()
     }
     this.unlisten()
-    this.onClosed?.()
-    this.onClosed = undefined
+    this.owner?.wireClosed()
+    this.owner = undefined
     const waiters = this.closeWaiters
     this.closeWaiters = undefined
     waiters?.forEach((wake) => wake())
