@@ -275,6 +275,77 @@ export const onUpgrade: {
 }
 
 /**
+ * What may be said of a connection that `hijack` takes: `Options`, but for what stands in its response.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type HijackOptions = Omit<Options, "headers" | "cookies" | "statusText" | "claimTimeout">
+
+/**
+ * The older form: answers an ordinary 200 without a length, and takes the connection behind it. Docker's `attach` is of
+ * this kind, where a client does not offer `Upgrade: tcp`.
+ *
+ * **Only for clients that ask for it, and with nobody between.** Nothing in such an answer says that the connection is
+ * switched: a client that does not know better reads the bytes as the response's content until the end of the connection,
+ * and a proxy between may hold them back, or take what the client sends for its next request (request smuggling). It is sent
+ * with `Connection: close`. Where the client offers a token, use `upgrade`.
+ *
+ * The listener must know beforehand which requests these are (`UpgradeServer.Options.hijackable`): Node would read what
+ * follows the request as another one, and lose it. In all else it is an `upgrade`: the connection belongs to the Scope at the
+ * call, the request's body is awaited, `leftover` is what follows it, hooks that are registered see the head as that of a
+ * switch, of status 101. Return `Upgrade.done` at its end.
+ *
+ * `response` has status 200 and no content; its fields and cookies are sent. Fails with `NotUpgradable` (reason `"Server"`)
+ * where the listener does not allow it, with `HandshakeRefused` (500) for another response, and as `upgrade`.
+ *
+ * @example
+ * ```ts
+ * import { HttpRouter, HttpServer, HttpServerResponse } from "@effect/platform"
+ * import { Effect, Layer } from "effect"
+ * import { Upgrade, Upgraded, UpgradeServer } from "effect-upgrade"
+ *
+ * const attach = Effect.gen(function*() {
+ *   const upgraded = yield* Upgrade.hijack(HttpServerResponse.empty({
+ *     status: 200,
+ *     headers: { "content-type": "application/vnd.docker.raw-stream" }
+ *   }))
+ *   yield* Upgraded.run(upgraded, (bytes) => Upgraded.writeAll(upgraded, bytes))
+ *   return Upgrade.done
+ * })
+ *
+ * export const server = HttpRouter.empty.pipe(
+ *   HttpRouter.post("/containers/:id/attach", attach),
+ *   HttpServer.serve(),
+ *   Layer.provide(UpgradeServer.layerUnix({
+ *     path: "/run/app.sock",
+ *     hijackable: ({ method, url }) => method === "POST" && /^\/containers\/[^/]+\/attach/.test(url ?? "")
+ *   }))
+ * )
+ * ```
+ *
+ * @since 0.1.0
+ * @category switching
+ */
+export const hijack: {
+  (
+    response: HttpServerResponse.HttpServerResponse,
+    options?: HijackOptions | undefined
+  ): Effect.Effect<Upgraded<Duplex, "hijack">, UpgradeError, HttpServerRequest.HttpServerRequest | Scope.Scope>
+  <Id, IO extends Duplex>(
+    listener: Context.Tag<Id, Listener<IO>>,
+    response: HttpServerResponse.HttpServerResponse,
+    options?: HijackOptions | undefined
+  ): Effect.Effect<Upgraded<IO, "hijack">, UpgradeError, Id | HttpServerRequest.HttpServerRequest | Scope.Scope>
+} = (...args: Arguments): Effect.Effect<any, UpgradeError, any> => {
+  const {
+    listener,
+    rest: [response, options]
+  } = parse<[HttpServerResponse.HttpServerResponse, HijackOptions?]>(args)
+  return Effect.flatMap(listener, (listener) => internal.hijack(listener, response, options))
+}
+
+/**
  * Lets all that maps a response reach the 101 of a direct `upgrade`: at the call, the 101 becomes the value of the
  * wrapped handler, and the handler goes on in a fiber of its own, with a Scope that closes when it ends.
  *

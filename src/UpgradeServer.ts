@@ -49,6 +49,8 @@ import { contextOf } from "./internal/http1/services.js"
  * - `drainTimeout` (0): how long sessions, and requests that offer a switch, may go on after the shutdown began, before
  *   they are interrupted.
  * - `maxConnections` (no limit): how many connections may be switched at a time. One more gets 503.
+ * - `hijackable` (none): the requests whose connection `Upgrade.hijack` may take behind an ordinary 200, by their head. They
+ *   are served like others, but have `decisionTimeout`, and close where bytes lie behind a request that is refused.
  *
  * The times of a switch can be set for it alone, in `Upgrade.Options`. `Duration.infinity` switches one off.
  *
@@ -64,6 +66,13 @@ export interface Options {
   readonly closeTimeout?: Duration.DurationInput | undefined
   readonly drainTimeout?: Duration.DurationInput | undefined
   readonly maxConnections?: number | undefined
+  readonly hijackable?:
+    | ((request: {
+        readonly method?: string | undefined
+        readonly url?: string | undefined
+        readonly headers: NodeJS.Dict<string | ReadonlyArray<string>>
+      }) => boolean)
+    | undefined
 }
 
 /**

@@ -39,6 +39,7 @@ import type { ConnectionImpl } from "./connection.js"
 import type { Deadline, Deadlines } from "./deadlines.js"
 import { bytesSent, unsent } from "./duplex/node.js"
 import type { Limits, Wire } from "./duplex/wire.js"
+import type { Hijackable } from "./hijack.js"
 import { isFieldName, isFieldValue, listIncludes, type Offer } from "./http1/offers.js"
 import { UpgradedImpl } from "./upgraded.js"
 
@@ -54,6 +55,8 @@ export interface Host {
   readonly listener: Listener
   readonly settings: Settings
   readonly maxConnections: number
+  /** Whether the connection of a request may be taken behind an ordinary response. */
+  readonly hijackable: Hijackable | undefined
   readonly deadlines: Deadlines
   readonly connections: ReadonlySet<ConnectionImpl>
   /** Requests that offer a switch and are not yet answered. */
@@ -176,6 +179,8 @@ export abstract class Exchange {
   abstract readonly method: string
   abstract readonly offers: ReadonlyArray<Offer>
   abstract readonly obstacle: Obstacle | undefined
+  /** The listener lets the connection be taken behind an ordinary response. */
+  abstract readonly isHijackable: boolean
 
   constructor(
     readonly host: Host,
@@ -454,7 +459,7 @@ export abstract class Exchange {
     }
     return Effect.map(ordinary(response, this.keepsAlive, this.host.draining), (response) =>
       // The bytes behind a refusal may be the other protocol's: they must not be read as requests
-      response.status >= 400 && (this.refused || response.status === 426) && this.hasInput
+      response.status >= 400 && (this.refused || this.isHijackable || response.status === 426) && this.hasInput
         ? closing(response)
         : response
     )

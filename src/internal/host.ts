@@ -59,7 +59,17 @@ export class ServerHost implements Host {
   ) {
     this.settings = settingsOf(options)
     this.maxConnections = options.maxConnections ?? Infinity
-    this.hijackable = options.hijackable
+    const { hijackable } = options
+    this.hijackable =
+      hijackable &&
+      ((request) => {
+        try {
+          return hijackable(request)
+        } catch {
+          // It is asked inside of Node's parser: a target that it cannot read must not end the process
+          return false
+        }
+      })
     this.drainTimeout = Duration.decode(options.drainTimeout ?? 0)
   }
 

@@ -98,6 +98,11 @@ export class Http1Exchange extends Exchange {
             : "NoConnectionOption"
   }
 
+  get isHijackable(): boolean {
+    // A response to HEAD has no content, and one to CONNECT is the tunnel or ends the connection
+    return !this.isConnect && this.method !== "HEAD" && this.host.hijackable?.(this.request) === true
+  }
+
   get offers(): ReadonlyArray<Offer> {
     return (this.cachedOffers ??= parseOffers(this.request.headers.upgrade))
   }
@@ -402,7 +407,7 @@ export class Http1Exchange extends Exchange {
       this.close()
     } else {
       socket.off("close", this.onSocketClose)
-      Node.handBack(this.server, socket, wire.release())
+      Node.handBack(this.server, socket, wire.release(), this.host.hijackable)
     }
   }
 }

@@ -6,6 +6,7 @@ import type * as Http from "node:http"
 import type * as Net from "node:net"
 import type { Duplex } from "node:stream"
 import * as Tls from "node:tls"
+import type { Hijackable } from "../hijack.js"
 
 interface HttpSocket extends Duplex {
   _httpMessage?: Http.ServerResponse | null
@@ -27,19 +28,23 @@ const framesBodies = Number(process.versions.node.split(".")[0]) >= 26
  * Has the parser of a new connection stop at the head of an upgrading request, as it does up to Node 24. From 26 on it
  * would parse the body too, and stand another stream in for the socket meanwhile, which swallows what is malformed, and
  * announces one such request a connection. Framed here, bodies are the same on all versions.
+ *
+ * A request whose connection may be taken behind an ordinary response is made an upgrading one: once the parser had gone
+ * past its head, it would read the other protocol's bytes as another request, on every version.
  */
-export const stopAtUpgrades = (socket: Duplex): void => {
+export const stopAtUpgrades = (socket: Duplex, hijackable?: Hijackable): void => {
   const { parser } = socket as HttpSocket
-  /* v8 ignore start -- @preserve: Node 26 and later, where the same tests run */
-  if (framesBodies && parser) {
+  if ((framesBodies || hijackable !== undefined) && parser) {
     const { onIncoming } = parser
     // 2: the message ends with its head, and what follows is not HTTP
     parser.onIncoming = (request, keepAlive) => {
+      if (hijackable?.(request)) {
+        request.upgrade = true
+      }
       const result = onIncoming(request, keepAlive)
       return request.upgrade ? 2 : result
     }
   }
-  /* v8 ignore stop -- @preserve */
 }
 
 /**
@@ -190,7 +195,12 @@ export const countRequest = (server: Http.Server, socket: Duplex, response: Http
 }
 
 /** Gives the socket back to the server, as if it had just connected: Node serves what is unread on it, and what follows. */
-export const handBack = (server: Http.Server, socket: Duplex, unread: ReadonlyArray<Uint8Array>): void => {
+export const handBack = (
+  server: Http.Server,
+  socket: Duplex,
+  unread: ReadonlyArray<Uint8Array>,
+  hijackable?: Hijackable
+): void => {
   if (unread.length > 0) {
     socket.unshift(unread.length === 1 ? unread[0]! : Buffer.concat(unread))
   }
@@ -201,7 +211,7 @@ export const handBack = (server: Http.Server, socket: Duplex, unread: ReadonlyAr
     server.emit(event, socket)
   } else {
     Reflect.apply(own, server, [socket])
-    stopAtUpgrades(socket)
+    stopAtUpgrades(socket, hijackable)
   }
   if (unread.length === 0 && server.keepAliveTimeout > 0) {
     const net = socket as Net.Socket
