@@ -622,6 +622,41 @@ describe("detach", () => {
     })
   )
 
+  it.scoped("loses nothing of what comes fast, when it is asked for in the midst of that", () =>
+    Effect.gen(function* () {
+      const { open } = yield* opening()
+      const { peer, upgraded } = yield* open()
+      const sent = pseudoRandom(1024 * 1024)
+      const received: Array<Uint8Array> = []
+      const ended = outcome<void, never>()
+      const onData = (bytes: Uint8Array) => {
+        // As much as Node reads at once: the library lets others have their turn after it
+        if (bytes.length === 64 * 1024) {
+          upgraded.socket.off("data", onData)
+          const { leftover, socket } = Effect.runSync(Upgraded.detach(upgraded))
+          received.push(...leftover)
+          socket.on("data", (bytes) => received.push(bytes))
+          socket.on("end", () => Deferred.unsafeDone(ended, Effect.void))
+        }
+      }
+      upgraded.socket.on("data", onData)
+      yield* peer.send(sent)
+      yield* peer.end
+      yield* Deferred.await(ended)
+      assert.isTrue(Buffer.concat(received).equals(sent))
+    })
+  )
+
+  it.scoped("hands over what was unread of a connection that is lost", () =>
+    Effect.gen(function* () {
+      const { open } = yield* opening()
+      const { peer, upgraded } = yield* open("early")
+      yield* peer.reset
+      yield* until(() => upgraded.socket.closed)
+      assert.strictEqual(textOf((yield* Upgraded.detach(upgraded)).leftover), "early")
+    })
+  )
+
   it.scoped("fails a read that was waiting with Closed", () =>
     Effect.gen(function* () {
       const { open } = yield* opening()
@@ -811,6 +846,83 @@ describe("writeTimeout", () => {
         }
       }
       yield* Fiber.join(writing)
+    })
+  )
+})
+
+describe("writes that wait for the peer", () => {
+  it.scoped("are all done when it has taken what was before, but for one that was interrupted", () =>
+    Effect.gen(function* () {
+      const { open } = yield* opening({ writeTimeout: "7 seconds" })
+      const { peer, upgraded } = yield* open()
+      const size = 32 * 1024 * 1024
+      const first = yield* Effect.fork(Upgraded.write(upgraded, Buffer.alloc(size)))
+      yield* until(() => upgraded.socket.writableNeedDrain)
+      const second = yield* Effect.fork(Upgraded.write(upgraded, "second"))
+      const third = yield* Effect.fork(Upgraded.write(upgraded, "third"))
+      yield* turns(3)
+      yield* Fiber.interrupt(second)
+      yield* peer.receiveExactly(size)
+      yield* Fiber.join(first)
+      yield* Fiber.join(third)
+      assert.strictEqual(decode(yield* peer.receiveExactly(5)), "third")
+    })
+  )
+
+  it.scoped("and were interrupted take no connection with them at writeTimeout", () =>
+    Effect.gen(function* () {
+      const { open } = yield* opening({ writeTimeout: "7 seconds" })
+      const { peer, upgraded } = yield* open()
+      const size = 32 * 1024 * 1024
+      const writing = yield* Effect.fork(Upgraded.write(upgraded, Buffer.alloc(size)))
+      yield* until(() => upgraded.socket.writableNeedDrain)
+      yield* stuck(() => upgraded.socket.writableLength)
+      yield* turns(3)
+      yield* Fiber.interrupt(writing)
+      for (let i = 0; i < 3; i++) {
+        yield* TestClock.adjust("7 seconds")
+        yield* turns(3)
+      }
+      yield* peer.receiveExactly(size)
+      yield* Upgraded.write(upgraded, "on")
+      assert.strictEqual(decode(yield* peer.receiveExactly(2)), "on")
+    })
+  )
+
+  it.scoped("with a FIN behind them are followed by one, whoever else waits for it", () =>
+    Effect.gen(function* () {
+      const { open } = yield* opening()
+      const { peer, upgraded } = yield* open()
+      const size = 32 * 1024 * 1024
+      yield* Effect.fork(Upgraded.write(upgraded, Buffer.alloc(size)))
+      yield* until(() => upgraded.socket.writableNeedDrain)
+      const ends = yield* Effect.forEach([1, 2], () => Effect.fork(Upgraded.end(upgraded)))
+      yield* turns(3)
+      assert.lengthOf(yield* peer.receiveAll, size)
+      yield* Effect.forEach(ends, Fiber.join)
+    })
+  )
+})
+
+describe("what the system reports of the socket", () => {
+  it.scoped.each([
+    ["a time-out", Object.assign(new Error("read ETIMEDOUT"), { code: "ETIMEDOUT", syscall: "read" }), "Timeout"],
+    ["a failed write", Object.assign(new Error("write EIO"), { code: "EIO", syscall: "write" }), "Write"],
+    ["a failed read", Object.assign(new Error("read EIO"), { code: "EIO", syscall: "read" }), "Read"],
+    ["an error without a code", new Error("no"), "Read"],
+    ["what is no Error", "no" as unknown as Error, "Read"]
+  ] as const)("is typed: %s", ([_, cause, reason]) =>
+    Effect.gen(function* () {
+      const { open } = yield* opening()
+      const { upgraded } = yield* open()
+      const reading = yield* Effect.fork(Upgraded.pull(upgraded))
+      yield* turns(3)
+      upgraded.socket.destroy(cause)
+      const exit = yield* Fiber.await(reading)
+      assert.strictEqual(reasonOf(exit), reason)
+      const error = Exit.isFailure(exit) ? Option.getOrThrow(Cause.failureOption(exit.cause)) : Option.none()
+      assert.strictEqual(Option.getOrThrow(error).cause, cause)
+      assert.strictEqual(reasonOf(yield* Effect.exit(Upgraded.write(upgraded, "x"))), reason)
     })
   )
 })
