@@ -3,6 +3,7 @@
  */
 export * as Connection from "./Connection.js"
 export * as Protocol from "./Protocol.js"
+export * as Topic from "./Topic.js"
 export * as Tunnel from "./Tunnel.js"
 export * as Upgrade from "./Upgrade.js"
 export * as UpgradeClient from "./UpgradeClient.js"

@@ -382,10 +382,10 @@ export class WebSocketImpl<IO extends Duplex = Duplex, Subprotocol extends strin
     if (this.deflating !== undefined) {
       return this.deflating.withPermits(1)(this.sendDeflated([message]))
     }
+    this.catchUp()
     if (!this.isSendable) {
       return Effect.fail(this.unsendable!)
     }
-    this.catchUp()
     if (this.upgraded.socket.writableNeedDrain) {
       return Effect.zipRight(this.drained(), this.send(message))
     }
@@ -413,10 +413,10 @@ export class WebSocketImpl<IO extends Duplex = Duplex, Subprotocol extends strin
   }
 
   private sendFrom(all: ReadonlyArray<Message>, at: number): Effect.Effect<void, WebSocketError> {
+    this.catchUp()
     if (!this.isSendable) {
       return Effect.fail(this.unsendable!)
     }
-    this.catchUp()
     const { encoder } = this
     const { socket } = this.upgraded
     if (socket.writableNeedDrain) {
@@ -460,10 +460,10 @@ export class WebSocketImpl<IO extends Duplex = Duplex, Subprotocol extends strin
                 )
               }),
           (deflated) => {
+            this.catchUp()
             if (!this.isSendable) {
               return Effect.fail(this.unsendable!)
             }
-            this.catchUp()
             this.messagesOut++
             if (deflated === undefined) {
               this.encoder.message(message)
@@ -483,7 +483,14 @@ export class WebSocketImpl<IO extends Duplex = Duplex, Subprotocol extends strin
     )
   }
 
-  /** Frames that are encoded already, as so many messages, behind all that was sent before. They are not deflated. */
+  /** One message as the frame that it is encoded in, in the turn's write. It is not deflated. */
+  sendFrame(frame: Uint8Array): void {
+    this.messagesOut++
+    this.encoder.raw(frame)
+    this.schedule()
+  }
+
+  /** Such frames, as so many messages, at once. */
   sendFrames(frames: Uint8Array, messages: number): void {
     const { socket } = this.upgraded
     this.messagesOut += messages
@@ -495,17 +502,23 @@ export class WebSocketImpl<IO extends Duplex = Duplex, Subprotocol extends strin
     }
   }
 
-  /** One message whose payload is encoded already, in the turn's write. It is not deflated. */
+  /** The same for a peer whose frames are masked: each gets a key of its own. */
   sendPayload(opcode: number, payload: Uint8Array): void {
     this.messagesOut++
     this.encoder.frame(0x80 | opcode, payload)
     this.schedule()
   }
 
-  /** Whether more can be sent at once: what the system has taken of a write is no burden, whatever its size was. */
-  get isWritable(): boolean {
+  /**
+   * Whether more can be sent at once: what the system has taken of a write is no burden, whatever its size was. Where it
+   * cannot, the socket drains later.
+   */
+  takesMore(): boolean {
     const { socket } = this.upgraded
-    return this.encoder.size < FLUSH_AT && socket.writableLength < socket.writableHighWaterMark
+    if (this.encoder.size >= FLUSH_AT) {
+      this.flush()
+    }
+    return socket.writableLength < socket.writableHighWaterMark
   }
 
   get masks(): boolean {

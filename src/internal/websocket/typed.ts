@@ -17,6 +17,15 @@ type Format = "json" | "msgpack"
 const onTheWire = <A, I, R>(schema: Schema.Schema<A, I, R>, format: Format): Schema.Schema<A, Message, R> =>
   (format === "json" ? Schema.parseJson(schema) : MsgPack.schema(schema)) as Schema.Schema<A, any, R>
 
+/** From values to messages. */
+export const encoderOf = <A, I, R>(
+  schema: Schema.Schema<A, I, R>,
+  format: Format
+): ((value: A) => Effect.Effect<Message, ParseError, R>) => {
+  const encode = Schema.encode(onTheWire(schema, format))
+  return (value) => encode(value)
+}
+
 export const make = <A, I, RR, B, J, RS>(
   ws: WebSocketImpl<any, any>,
   options: {
@@ -27,7 +36,7 @@ export const make = <A, I, RR, B, J, RS>(
 ): Typed<A, B, RR, RS> => {
   const format = options.format ?? "json"
   const decode = Schema.decodeUnknown(onTheWire(options.receive, format))
-  const encode = Schema.encode(onTheWire(options.send, format))
+  const encode = encoderOf(options.send, format)
   return {
     webSocket: ws,
     stream: Stream.mapEffect(stream(ws), (message) => decode(message)),
