@@ -535,7 +535,7 @@ export const runBatch: {
   <A, E, R>(
     self: WebSocket,
     handler: (messages: Chunk.Chunk<Message>) => Effect.Effect<A, E, R>
-  ): Effect.Effect<CloseEvent, WebSocketError | E, R> => impl(self).runAll(handler)
+  ): Effect.Effect<CloseEvent, WebSocketError | E, R> => impl(self).run(handler)
 )
 
 /**

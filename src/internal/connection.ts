@@ -86,15 +86,6 @@ export class ConnectionImpl<IO extends Duplex = Duplex> implements Public.Connec
     return this.ownScope
   }
 
-  /** Makes the Scope where a fiber runs that can make it for less. */
-  get scoped(): Effect.Effect<void> {
-    return this.ownScope !== undefined
-      ? Effect.void
-      : Effect.map(Scope.make(), (scope) => {
-          this.ownScope ??= scope
-        })
-  }
-
   get peer(): Public.Peer {
     const { remoteAddress, remoteFamily, remotePort } = this.socket as Addressed
     return { address: remoteAddress, port: remotePort, family: remoteFamily }

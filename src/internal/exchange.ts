@@ -334,8 +334,8 @@ export abstract class Exchange {
       this.phase = "Switching"
       this.decision.cancel()
       const limits = pending.limits === undefined ? this.host.settings : { ...this.host.settings, ...pending.limits }
-      const written = Effect.flatMap(this.writeSwitch(protocol, statusText, headers, cookies, limits), (wire) =>
-        Effect.map(this.connection.scoped, () => this.switched(pending, wire, limits))
+      const written = Effect.map(this.writeSwitch(protocol, statusText, headers, cookies, limits), (wire) =>
+        this.switched(pending, wire, limits)
       )
       return this.isReady ? written : Effect.zipRight(this.whenReady(restore, limits.bodyTimeout), written)
     })

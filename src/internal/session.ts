@@ -128,6 +128,8 @@ const isOver = (base: Services, services: Services): boolean => {
   return true
 }
 
+const noRefs = FiberRefs.empty()
+
 const isOfRequest = (ref: FiberRef.FiberRef<any>): boolean =>
   ref === FiberRef.currentContext || ref === HttpApp.currentPreResponseHandlers
 
@@ -135,7 +137,7 @@ const isOfRequest = (ref: FiberRef.FiberRef<any>): boolean =>
 const valuesOf = (fiberRefs: Refs, without: FiberRef.FiberRef<any>): Refs => {
   const refs = new Map<FiberRef.FiberRef<any>, readonly [readonly [FiberId.Single, any]]>()
   fiberRefs.locals.forEach((stack, ref) => {
-    if (!isOfRequest(ref) && ref !== without) {
+    if (!isOfRequest(ref) && ref !== without && stack[0][1] !== FiberRefs.getOrDefault(noRefs, ref)) {
       refs.set(ref, [[FiberId.none, stack[0][1]]])
     }
   })

@@ -166,9 +166,10 @@ const settingsOf = (options: Options | undefined): Partial<Settings> | undefined
   if (options === undefined) {
     return undefined
   }
-  const settings: { -readonly [K in keyof Settings]?: Settings[K] } = {}
+  let settings: { -readonly [K in keyof Settings]?: Settings[K] } | undefined
   for (const name of ["bodyTimeout", "claimTimeout", "closeTimeout", "idleTimeout", "writeTimeout"] as const) {
     if (options[name] !== undefined) {
+      settings ??= {}
       settings[name] = Duration.toMillis(options[name])
     }
   }

@@ -64,7 +64,8 @@ export const inlineScheduler = (base: Scheduler.Scheduler): InlineScheduler => {
   return scheduler
 }
 
-export abstract class Inbox<A, E> {
+/** `End` is what `run` yields at the end of the input. */
+export abstract class Inbox<A, E, End> {
   protected queue: Array<A> = []
   /** What the queue holds, in bytes. */
   protected size = 0
@@ -74,6 +75,9 @@ export abstract class Inbox<A, E> {
 
   /** Why nothing more can be read; `undefined` while something may come, `None` at the end of it. */
   protected abstract ended(): Option.Option<E> | undefined
+
+  /** What `run` ends with. */
+  protected abstract readonly outcome: End
 
   /** All was taken: what was stopped for its size may go on. */
   protected abstract taken(): void
@@ -177,9 +181,9 @@ export abstract class Inbox<A, E> {
   /** Runs `handler` over all input until its end: one effect a batch, in the calling fiber. */
   run<B, E2, R>(
     handler: (batch: Chunk.Chunk<A>) => Effect.Effect<B, E2, R>
-  ): Effect.Effect<void, E | ConnectionError | E2, R> {
+  ): Effect.Effect<End, E | ConnectionError | E2, R> {
     return Effect.withFiberRuntime((fiber) => {
-      const step = new Step(this, handler, fiber) as Effect.Effect<void, E | ConnectionError | E2, R>
+      const step: Effect.Effect<End, E | ConnectionError | E2, R> = new Step(this, handler, fiber)
       const scheduler = fiber.getFiberRef(FiberRef.currentScheduler)
       const inlined = inlineScheduler(scheduler)
       // Left on the fiber afterwards: it differs from its base within a socket's callback only.
@@ -188,7 +192,7 @@ export abstract class Inbox<A, E> {
   }
 
   /** One turn of `run`: what is there, then what comes. */
-  runStep<B, E2, R>(step: Step<A, E, B, E2, R>): Effect.Effect<void, E | ConnectionError | E2, R> {
+  runStep<B, E2, R>(step: Step<A, E, End, B, E2, R>): Effect.Effect<End, E | ConnectionError | E2, R> {
     const { fiber } = step
     if (this.isReadByOther(fiber)) {
       return Effect.fail(busy)
@@ -202,11 +206,11 @@ export abstract class Inbox<A, E> {
     }
     const ended = this.ended()
     return ended === undefined
-      ? Effect.async<void, E | ConnectionError | E2, R>((resume) => {
+      ? Effect.async<End, E | ConnectionError | E2, R>((resume) => {
           this.reader = { fiber, resume, next: step, woken: false }
         })
       : ended._tag === "None"
-        ? Effect.void
+        ? Effect.succeed(this.outcome)
         : Effect.fail(ended.value)
   }
 
@@ -221,23 +225,23 @@ export const isDone = (effect: Effect.Effect<unknown, unknown, unknown>): boolea
   (effect as { readonly _tag?: string })._tag === "Success"
 
 /** `run`, wherever it stands: an object instead of closures, since an idle connection holds it. */
-class Step<A, E, B, E2, R> extends Effectable.Class<void, E | ConnectionError | E2, R> {
+class Step<A, E, End, B, E2, R> extends Effectable.Class<End, E | ConnectionError | E2, R> {
   private following:
     | {
-        readonly onFailure: (cause: Cause.Cause<E2>) => Effect.Effect<void, E2, R>
-        readonly onSuccess: () => Effect.Effect<void, E | ConnectionError | E2, R>
+        readonly onFailure: (cause: Cause.Cause<E2>) => Effect.Effect<never, E2>
+        readonly onSuccess: () => Effect.Effect<End, E | ConnectionError | E2, R>
       }
     | undefined
 
   constructor(
-    readonly inbox: Inbox<A, E>,
+    readonly inbox: Inbox<A, E, End>,
     readonly handler: (batch: Chunk.Chunk<A>) => Effect.Effect<B, E2, R>,
     readonly fiber: AnyFiber
   ) {
     super()
   }
 
-  override commit(): Effect.Effect<void, E | ConnectionError | E2, R> {
+  override commit(): Effect.Effect<End, E | ConnectionError | E2, R> {
     return this.inbox.runStep(this)
   }
 

@@ -108,7 +108,7 @@ function onClose(this: Wired) {
 // A socket that is no longer ours can still fail; nobody's program dies of it (an 'error' without a listener throws).
 const ignore = () => {}
 
-export class Wire extends Inbox<Uint8Array, ConnectionError> {
+export class Wire extends Inbox<Uint8Array, ConnectionError, void> {
   private paused = false
   private held = false
   private yielding = false
@@ -233,6 +233,10 @@ export class Wire extends Inbox<Uint8Array, ConnectionError> {
   /** What has arrived and was not read, without taking it. */
   peek(): Chunk.Chunk<Uint8Array> {
     return this.queue.length === 0 ? Chunk.empty() : Chunk.fromIterable(this.queue)
+  }
+
+  protected override get outcome(): void {
+    return undefined
   }
 
   protected override taken(): void {

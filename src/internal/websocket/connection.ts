@@ -29,7 +29,7 @@ import {
   WebSocketTimeout
 } from "../../WebSocketError.js"
 import type { Deadline } from "../deadlines.js"
-import { Inbox } from "../duplex/inbox.js"
+import { Inbox, isDone } from "../duplex/inbox.js"
 import type { Tenant, Wire } from "../duplex/wire.js"
 import type { UpgradedImpl } from "../upgraded.js"
 import { Close, Compressed, Decoder, decodeText, type Event, isMessage, Ping, Pong } from "./decoder.js"
@@ -81,9 +81,6 @@ interface PingWaiter {
   readonly resume: (effect: Effect.Effect<Duration.Duration, WebSocketError>) => void
 }
 
-const isDone = (effect: Effect.Effect<unknown, unknown, unknown>): boolean =>
-  (effect as { readonly _tag?: string })._tag === "Success"
-
 /** The effect that `send` is, known by its class: a loop over a batch runs it where it stands. */
 class Send extends Effectable.Class<void, WebSocketError> {
   constructor(
@@ -112,7 +109,7 @@ const flushAll = (): void => {
 // --------------------------------------------------------------------------------------------------------------------
 
 export class WebSocketImpl<IO extends Duplex = Duplex, Subprotocol extends string | undefined = string | undefined>
-  extends Inbox<Message, WebSocketError>
+  extends Inbox<Message, WebSocketError, Public.CloseEvent>
   implements Public.WebSocket<IO, Subprotocol>, Tenant
 {
   readonly [TypeId] = variance
@@ -319,26 +316,37 @@ export class WebSocketImpl<IO extends Duplex = Duplex, Subprotocol extends strin
   runEach<A, E, R>(
     handler: (message: Message) => Effect.Effect<A, E, R>
   ): Effect.Effect<Public.CloseEvent, WebSocketError | E, R> {
-    return this.runAll((messages) => {
+    return this.run((messages) => {
       const all = Chunk.toReadonlyArray(messages)
-      if (all.length === 1) {
-        return handler(all[0]!)
-      }
       let at = 0
-      let current: Effect.Effect<unknown, any, R>
+      let current: Effect.Effect<unknown, any, R> = Effect.void
+      // Goes on up to an effect that is not done where it stands
+      const advance = (): boolean => {
+        while (at < all.length) {
+          current = handler(all[at++]!)
+          if (current instanceof Send) {
+            current = current.commit()
+          }
+          if (!isDone(current)) {
+            return true
+          }
+        }
+        return false
+      }
+      if (!advance()) {
+        return Effect.void
+      }
+      if (at === all.length) {
+        return current
+      }
+      let isFirst = true
       return Effect.whileLoop({
         while: () => {
-          while (at < all.length) {
-            current = handler(all[at++]!)
-            if (current instanceof Send) {
-              current = current.commit()
-            }
-            // What is done already need not be run
-            if (!isDone(current)) {
-              return true
-            }
+          if (isFirst) {
+            isFirst = false
+            return true
           }
-          return false
+          return advance()
         },
         body: () => current,
         step: () => {}
@@ -346,10 +354,8 @@ export class WebSocketImpl<IO extends Duplex = Duplex, Subprotocol extends strin
     })
   }
 
-  runAll<A, E, R>(
-    handler: (messages: Chunk.Chunk<Message>) => Effect.Effect<A, E, R>
-  ): Effect.Effect<Public.CloseEvent, WebSocketError | E, R> {
-    return Effect.map(this.run(handler), () => this.event!)
+  protected override get outcome(): Public.CloseEvent {
+    return this.event!
   }
 
   // ------------------------------------------------------------------------------------------------------------- sending
