@@ -235,7 +235,7 @@ export class Wire extends Inbox<Uint8Array, ConnectionError, void> {
     return this.queue.length === 0 ? Chunk.empty() : Chunk.fromIterable(this.queue)
   }
 
-  protected override get outcome(): void {
+  protected override get outcome(): undefined {
     return undefined
   }
 
