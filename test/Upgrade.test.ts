@@ -1,5 +1,8 @@
+import type * as net from "node:net"
 import { setFlagsFromString } from "node:v8"
 import { runInNewContext } from "node:vm"
+import * as Cookies from "@effect/platform/Cookies"
+import * as Headers from "@effect/platform/Headers"
 import * as HttpApp from "@effect/platform/HttpApp"
 import * as HttpBody from "@effect/platform/HttpBody"
 import * as HttpServerRequest from "@effect/platform/HttpServerRequest"
@@ -9,6 +12,7 @@ import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
+import * as Either from "effect/Either"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as FiberId from "effect/FiberId"
@@ -194,6 +198,21 @@ describe("a 101 with content", () => {
 })
 
 describe("a 101 with a control character", () => {
+  it.scoped("in a cookie is a 500 and not a head", () =>
+    Effect.gen(function* () {
+      const cookie = { ...Cookies.unsafeMakeCookie("a", "b"), valueEncoded: "b\r\nx-b: c" }
+      const { send } = yield* serve(
+        Effect.map(
+          Upgrade.onUpgrade(echo, echoing),
+          HttpServerResponse.replaceCookies(Cookies.fromReadonlyRecord({ a: cookie }))
+        )
+      )
+      const response = yield* answerOf(send)
+      assert.strictEqual(response.status, 500)
+      assert.notInclude(response.raw, "x-b")
+    })
+  )
+
   it.scoped.each(
     ["a\r\nx-b: c", "a\nb", "a\0b", "a\rb"].flatMap((value) => answering.map(([name]) => [value, name] as const))
   )("%j in a field is a 500 and not a head, in %s", ([value, name]) =>
@@ -583,6 +602,53 @@ describe("an interruption in the very turn in which the 101 is written", () => {
   )
 })
 
+describe("a connection that is lost or ends without its owner's doing", () => {
+  type Claim = Effect.Effect<Upgraded.Upgraded, UpgradeError.SwitchError, Scope.Scope>
+
+  /** Hands over what `respond` yields, and does something before the response is returned. */
+  const claiming = (before: Effect.Effect<unknown>) =>
+    Effect.gen(function* () {
+      const claims = yield* Queue.unbounded<Claim>()
+      const served = yield* serve(
+        Effect.gen(function* () {
+          const [response, upgraded] = yield* Upgrade.respond(echo)
+          yield* Queue.offer(claims, upgraded)
+          yield* before
+          return response
+        })
+      )
+      return { ...served, claim: Effect.flatten(Queue.take(claims)) }
+    })
+
+  it.scoped("is ConnectionLost where the socket is destroyed in the turn in which the response is returned", () =>
+    Effect.gen(function* () {
+      let accepted: net.Socket | undefined
+      const { claim, node, send } = yield* claiming(Effect.sync(() => accepted!.destroy()))
+      node.once("connection", (socket) => {
+        accepted = socket
+      })
+      const peer = yield* send(ask())
+      assert.strictEqual((yield* Effect.flip(claim))._tag, "ConnectionLost")
+      yield* peer.closed
+    })
+  )
+
+  it.scoped("is closed and forgotten once both sides have ended", () =>
+    Effect.gen(function* () {
+      const { claim, send, server } = yield* claiming(Effect.void)
+      const peer = yield* send(ask())
+      const upgraded = yield* claim
+      yield* Upgraded.end(upgraded)
+      yield* peer.receiveHead
+      yield* peer.receiveAll
+      assert.lengthOf(yield* server.connections, 1)
+      yield* peer.end
+      yield* Connection.awaitClosed(upgraded.connection)
+      yield* connected(server, 0)
+    })
+  )
+})
+
 describe("AlreadyUpgraded", () => {
   it.scoped("is what a second switch of the same request fails with, whichever form", () =>
     Effect.gen(function* () {
@@ -787,6 +853,32 @@ describe("upgrade", () => {
     })
   )
 
+  it.scoped("fails with ConnectionLost where the peer goes while a hook takes its time", () =>
+    Effect.gen(function* () {
+      const waits = outcome<void, never>()
+      const go = outcome<void, never>()
+      const error = outcome<string, never>()
+      const { node, send } = yield* serve(
+        Effect.gen(function* () {
+          yield* HttpApp.appendPreResponseHandler((_request, response) =>
+            Effect.as(Effect.zipRight(Deferred.succeed(waits, undefined), Deferred.await(go)), response)
+          )
+          const { _tag } = yield* Effect.flip(Upgrade.upgrade(echo))
+          yield* Deferred.succeed(error, _tag)
+          return HttpServerResponse.empty()
+        }).pipe(Effect.uninterruptible)
+      )
+      const closed = outcome<void, never>()
+      node.once("connection", (socket) => socket.once("close", () => Deferred.unsafeDone(closed, Effect.void)))
+      const peer = yield* send(ask())
+      yield* Deferred.await(waits)
+      yield* peer.reset
+      yield* Deferred.await(closed)
+      yield* Deferred.succeed(go, undefined)
+      assert.strictEqual(yield* Deferred.await(error), "ConnectionLost")
+    })
+  )
+
   it.scoped("leaves the request to be answered where it fails", () =>
     Effect.gen(function* () {
       const { send } = yield* serve(
@@ -915,6 +1007,58 @@ describe("session", () => {
   )
 })
 
+describe("a check that takes its time", () => {
+  /** A protocol whose check waits, and how many of its checks do. */
+  const checking = () => {
+    const go = outcome<void, never>()
+    let waiting = 0
+    const check = () =>
+      Effect.suspend(() => {
+        waiting = waiting + 1
+        return Effect.as(Deferred.await(go), Headers.empty)
+      })
+    return {
+      protocol: Protocol.make({ token: "echo", check }),
+      waiting: () => waiting,
+      go: Deferred.succeed(go, undefined)
+    }
+  }
+
+  it.scoped("leaves maxConnections what it is: room is looked for behind it again", () =>
+    Effect.gen(function* () {
+      const { go, protocol, waiting } = checking()
+      const { send, server } = yield* serve(Upgrade.onUpgrade(protocol, echoing), { maxConnections: 1 })
+      const peers = yield* Effect.all([send(ask()), send(ask())])
+      yield* until(() => waiting() === 2)
+      yield* go
+      const statuses = yield* Effect.forEach(peers, (peer) => Effect.map(peer.receiveHead, ({ status }) => status))
+      assert.deepStrictEqual(statuses.sort(), [101, 503])
+      assert.lengthOf(yield* server.connections, 1)
+    })
+  )
+
+  it.scoped("lets one of two fibers switch, and the other fails with AlreadyUpgraded", () =>
+    Effect.gen(function* () {
+      const { go, protocol, waiting } = checking()
+      const errors: Array<string> = []
+      const { send } = yield* serve(
+        Effect.gen(function* () {
+          const attempt = Effect.either(Upgrade.onUpgrade(protocol, echoing))
+          const attempts = yield* Effect.all([attempt, attempt], { concurrency: 2 })
+          errors.push(...attempts.filter(Either.isLeft).map(({ left }) => left._tag))
+          return attempts.find(Either.isRight)!.right
+        })
+      )
+      const peer = yield* send(ask({ body: "early" }))
+      yield* until(() => waiting() === 2)
+      yield* go
+      assert.strictEqual((yield* peer.receiveHead).status, 101)
+      assert.strictEqual(decode(yield* peer.receiveExactly(5)), "early")
+      assert.deepStrictEqual(errors, ["AlreadyUpgraded"])
+    })
+  )
+})
+
 describe("a handler that does not decide", () => {
   it.scoped.each(forms.map(([name]) => name))(
     "within decisionTimeout is interrupted, and the client gets 503 (%s)",
@@ -997,6 +1141,32 @@ describe("a hook that dies", () => {
         assert.strictEqual(response._tag === "Right" ? response.right.status : 500, 500)
         assert.lengthOf(yield* server.connections, 0)
       }
+    })
+  )
+})
+
+describe("orRespond", () => {
+  it.scoped("answers for this library's errors, and leaves the others", () =>
+    Effect.gen(function* () {
+      const seen: Array<string> = []
+      const own = Upgrade.orRespond(Upgrade.onUpgrade(Protocol.raw("other"), echoing))
+      const other = Effect.catchAll(Upgrade.orRespond(Effect.fail("not ours")), (error) =>
+        Effect.sync(() => {
+          seen.push(error)
+          return HttpServerResponse.empty({ status: 418 })
+        })
+      )
+      const { send } = yield* serve(
+        Effect.flatMap(HttpServerRequest.HttpServerRequest, ({ url }) => (url === "/own" ? own : other))
+      )
+      const statuses = yield* Effect.forEach(["/own", "/other"], (path) =>
+        Effect.map(
+          Effect.flatMap(send(ask({ path })), (peer) => peer.receiveHead),
+          ({ status }) => status
+        )
+      )
+      assert.deepStrictEqual(statuses, [426, 418])
+      assert.deepStrictEqual(seen, ["not ours"])
     })
   )
 })

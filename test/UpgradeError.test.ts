@@ -37,6 +37,7 @@ const answers: ReadonlyArray<
   [notUpgradable("HttpVersion"), 426, { connection: "upgrade", upgrade: "a, b/2" }, 426],
   [notUpgradable("Server"), 426, { connection: "upgrade", upgrade: "a, b/2" }, 426],
   [notUpgradable("Method"), 405, { allow: "GET, POST" }, 426],
+  [new NotUpgradable({ reason: "Method", protocols: ["a"], description: "why" }), 405, { allow: "" }, 426],
   [new ProtocolNotOffered({ protocols: ["a"], offered: ["c"] }), 426, { connection: "upgrade", upgrade: "a" }, 426],
   [new HandshakeRefused({ protocol: "a", status: 400, description: "no" }), 400, {}, 400],
   [

@@ -1,6 +1,7 @@
 import * as HttpServerResponse from "@effect/platform/HttpServerResponse"
 import { assert, describe, it } from "@effect/vitest"
 import * as Deferred from "effect/Deferred"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
@@ -103,6 +104,25 @@ describe("closing the layer", () => {
     })
   )
 
+  it.scoped("waits for sessions as long as they like with an infinite drainTimeout", () =>
+    Effect.gen(function* () {
+      const { close, send, server } = yield* serving(Upgrade.onUpgrade(echo, echoing), {
+        drainTimeout: Duration.infinity
+      })
+      const peer = yield* send(ask({ body: "x" }))
+      yield* peer.receiveHead
+      yield* peer.receiveExactly(1)
+      const closing = yield* Effect.fork(close)
+      yield* isDraining(server)
+      yield* TestClock.adjust("30 minutes")
+      yield* peer.send("y")
+      assert.strictEqual(decode(yield* peer.receiveExactly(1)), "y")
+      assert.isNull(closing.unsafePoll())
+      yield* peer.end
+      yield* Fiber.join(closing)
+    })
+  )
+
   it.scoped("is done as soon as the last session has ended, before drainTimeout", () =>
     Effect.gen(function* () {
       const { close, send, server } = yield* serving(Upgrade.onUpgrade(echo, echoing), { drainTimeout: "1 hour" })
@@ -130,6 +150,8 @@ describe("closing the layer", () => {
       yield* Deferred.await(began)
       const closing = yield* Effect.fork(close)
       yield* turns(10)
+      // Only an answer that is written, and does not leave, is given up
+      yield* TestClock.adjust("1 minute")
       yield* Deferred.succeed(go, undefined)
       assert.strictEqual((yield* peer.receiveResponse).text, "finished")
       yield* peer.end

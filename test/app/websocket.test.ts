@@ -10,13 +10,14 @@ import * as RpcGroup from "@effect/rpc/RpcGroup"
 import * as RpcSerialization from "@effect/rpc/RpcSerialization"
 import * as RpcServer from "@effect/rpc/RpcServer"
 import { assert, describe, it } from "@effect/vitest"
+import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Schema from "effect/Schema"
 import * as Stream from "effect/Stream"
 import { WebSocket } from "ws"
-import { Upgrade } from "../../src/index.js"
-import { ask, connected, decode, echo, echoing, get, serve, serveLayer, until } from "../appSupport.js"
+import { Protocol, Upgrade } from "../../src/index.js"
+import { ask, connected, decode, echo, echoing, get, outcome, serve, serveLayer, until } from "../appSupport.js"
 
 const echoSocket = Effect.gen(function* () {
   const socket = yield* HttpServerRequest.upgrade
@@ -118,6 +119,54 @@ describe("HttpServerRequest.upgrade of the platform", () => {
       const peer = yield* send(get("/slow") + head)
       assert.strictEqual((yield* peer.receiveResponse).text, "slow")
       assert.strictEqual((yield* peer.receiveHead).status, 101)
+    })
+  )
+
+  const websocket = (fields = {}) =>
+    ask({
+      upgrade: "websocket",
+      fields: { "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==", "Sec-WebSocket-Version": "13", ...fields }
+    })
+
+  it.scoped("has the connection: who then asks for another switch is told AlreadyUpgraded", () =>
+    Effect.gen(function* () {
+      const told = outcome<string, never>()
+      const { send } = yield* serve(
+        Effect.gen(function* () {
+          const socket = yield* HttpServerRequest.upgrade
+          yield* socket.runRaw(() =>
+            Effect.flatMap(Effect.flip(Upgrade.upgrade(Protocol.raw("websocket"))), ({ _tag }) =>
+              Deferred.succeed(told, _tag)
+            )
+          )
+          return HttpServerResponse.empty()
+        })
+      )
+      const peer = yield* send(websocket())
+      assert.strictEqual((yield* peer.receiveHead).status, 101)
+      yield* peer.send(Buffer.from([0x81, 0x82, 0, 0, 0, 0, 0x68, 0x69]))
+      assert.strictEqual(yield* Deferred.await(told), "AlreadyUpgraded")
+    })
+  )
+
+  it.scoped("fails where the request's body ends too soon, and the client gets 400", () =>
+    Effect.gen(function* () {
+      const { send, server } = yield* serve(echoSocket)
+      const peer = yield* send(`${websocket({ "Content-Length": "10" })}half`)
+      yield* peer.end
+      assert.strictEqual((yield* peer.receiveResponse).status, 400)
+      yield* peer.closed
+      yield* connected(server, 0)
+    })
+  )
+
+  it.scoped("is closed at once behind a shutdown's drain", () =>
+    Effect.gen(function* () {
+      const { send, server } = yield* serve(echoSocket)
+      yield* server.drain
+      const peer = yield* send(websocket())
+      yield* peer.closed
+      yield* connected(server, 0)
     })
   )
 

@@ -297,6 +297,22 @@ describe("an upgrade that is ignored", () => {
     })
   )
 
+  it.scoped("gives the connection back to a server whose listener somebody has wrapped", () =>
+    Effect.gen(function* () {
+      const { connect, server } = yield* serve(answers.text)
+      const [own, ...others] = server.listeners("connection")
+      server.removeAllListeners("connection")
+      for (const listener of [(socket: unknown) => Reflect.apply(own!, server, [socket]), ...others]) {
+        server.on("connection", (socket) => Reflect.apply(listener, server, [socket]))
+      }
+      const peer = yield* connect
+      for (let i = 0; i < 3; i++) {
+        yield* peer.send(asking("/"))
+        assert.strictEqual((yield* peer.receiveResponse).text, "plain")
+      }
+    })
+  )
+
   it.scoped("hides nothing that is pipelined behind it in its packet", () =>
     Effect.gen(function* () {
       const requests = Array.from({ length: 20 }, (_, i) => asking(`/${i}`, { fields: ["X-Answer: head"] }))
