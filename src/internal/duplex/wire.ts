@@ -384,6 +384,11 @@ export class Wire extends Inbox<Uint8Array, ConnectionError, void> {
     return Effect.withFiberRuntime((fiber) => this.awaitWriter(fiber))
   }
 
+  /** A fiber that waits to write. */
+  get writingFiber(): AnyFiber | undefined {
+    return this.writers?.[0]?.fiber
+  }
+
   private awaitWriter(fiber: AnyFiber): Effect.Effect<void> {
     return Effect.async<void>((resume) => {
       const waiter: Waiter = { fiber, wake: () => resume(Effect.void) }

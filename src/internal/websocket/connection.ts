@@ -29,7 +29,7 @@ import {
   WebSocketTimeout
 } from "../../WebSocketError.js"
 import type { Deadline } from "../deadlines.js"
-import { Inbox, isDone } from "../duplex/inbox.js"
+import { type AnyFiber, Inbox, isDone } from "../duplex/inbox.js"
 import type { Tenant, Wire } from "../duplex/wire.js"
 import type { UpgradedImpl } from "../upgraded.js"
 import { Close, Compressed, Decoder, decodeText, type Event, isMessage, Ping, Pong } from "./decoder.js"
@@ -75,7 +75,13 @@ export interface Compression {
   readonly threshold: number
 }
 
+interface Waiter {
+  readonly fiber: AnyFiber
+  readonly wake: () => void
+}
+
 interface PingWaiter {
+  readonly fiber: AnyFiber
   readonly id: number
   readonly sentAt: bigint
   readonly resume: (effect: Effect.Effect<Duration.Duration, WebSocketError>) => void
@@ -121,6 +127,8 @@ export class WebSocketImpl<IO extends Duplex = Duplex, Subprotocol extends strin
   /** What follows a message that is being inflated. */
   private backlog: Array<Event> | undefined
   private deflating: Effect.Semaphore | undefined
+  /** Tells who waits for a message to be deflated that it will not be. */
+  private undeflated: (() => void) | undefined
   private pong: Buffer | undefined
   private pings: Array<PingWaiter> | undefined
   private pingCount = 0
@@ -137,7 +145,11 @@ export class WebSocketImpl<IO extends Duplex = Duplex, Subprotocol extends strin
   private failure: WebSocketError | undefined
   /** A fiber was told how it ended. */
   private isTold = false
-  private closeWaiters: Array<() => void> | undefined
+  private closeWaiters: Array<Waiter> | undefined
+  /** What the peer's last frame leads to, once the messages before it are handled. */
+  private due: (() => void) | undefined
+  /** What still comes is dropped. */
+  private isDropping = false
   private closeDeadline: Deadline | undefined
   private beat: Deadline | undefined
   private idle: Deadline | undefined
@@ -156,19 +168,19 @@ export class WebSocketImpl<IO extends Duplex = Duplex, Subprotocol extends strin
     if (compression !== undefined) {
       this.deflating = Effect.unsafeMakeSemaphore(1)
     }
-    this.wire.occupy(this)
     if (settings.heartbeat !== Infinity) {
       this.watchHeart()
     }
     if (settings.idleTimeout !== Infinity) {
       this.watchIdle()
     }
+    this.wire.occupy(this)
   }
 
   // ---------------------------------------------------------------------------------------------------------- receiving
 
   receive(bytes: Uint8Array): void {
-    if (this.event !== undefined || this.failure !== undefined) {
+    if (this.event !== undefined || this.failure !== undefined || this.due !== undefined) {
       return
     }
     this.reads++
@@ -180,15 +192,17 @@ export class WebSocketImpl<IO extends Duplex = Duplex, Subprotocol extends strin
     } else {
       const before = queue.length
       decoder.decode(bytes, queue as Array<Event>)
-      if (queue.length > before) {
-        this.messagesIn++
-      }
       if (decoder.others > 0) {
         this.sort(queue.splice(before))
       }
+      if (queue.length > before) {
+        this.messagesIn++
+      }
     }
     this.isReceiving = false
-    if (queue.length > 0 && this.awaitsInput) {
+    if (this.isDropping) {
+      this.hold()
+    } else if (queue.length > 0 && this.awaitsInput) {
       this.wakeInline()
     } else if (this.size >= HIGH_WATER) {
       this.hold()
@@ -247,9 +261,13 @@ export class WebSocketImpl<IO extends Duplex = Duplex, Subprotocol extends strin
           this.violated(new Violation(CloseCode.InvalidPayload, "RFC 6455 §8.1", "A text message is not valid UTF-8."))
         } else {
           this.size += inflated!.length
+          this.messagesIn++
           this.queue.push(message)
           this.sort(rest)
         }
+      }
+      if (this.wire.eof && this.backlog === undefined) {
+        this.onEof()
       }
       if (!this.isReceiving) {
         this.wakeReader()
@@ -261,9 +279,10 @@ export class WebSocketImpl<IO extends Duplex = Duplex, Subprotocol extends strin
   /** Stops the peer, or lets it go on. */
   private hold(): void {
     if (this.sentClose !== 0) {
-      // Only its Close is waited for: what nobody reads is dropped.
+      // Only its Close is waited for: what nobody reads is dropped, and all behind it, so that nothing is missing between.
       this.wire.resume()
-      if (this.size >= HIGH_WATER && !this.isRead) {
+      if (this.isDropping || (this.size >= HIGH_WATER && !this.isRead)) {
+        this.isDropping = true
         this.queue = []
         this.size = 0
       }
@@ -278,10 +297,23 @@ export class WebSocketImpl<IO extends Duplex = Duplex, Subprotocol extends strin
     this.hold()
   }
 
+  /** What whoever reads is to fail with, once it has no more to read, though the websocket has not. */
+  private readerFailure: object | undefined
+
+  failReader(failure: object | undefined): void {
+    this.readerFailure = failure
+    this.wakeReader()
+  }
+
   protected override ended(): Option.Option<WebSocketError> | undefined {
+    const { readerFailure } = this
+    if (readerFailure !== undefined) {
+      return Option.some(readerFailure as WebSocketError)
+    }
     if (this.backlog !== undefined) {
       return undefined
     }
+    this.settle()
     if (this.failure === undefined && this.event !== undefined) {
       this.isTold = true
       return Option.none()
@@ -333,14 +365,26 @@ export class WebSocketImpl<IO extends Duplex = Duplex, Subprotocol extends strin
         }
         return false
       }
-      if (!advance()) {
-        return Effect.void
+      // What was not handled is the next reader's
+      const putBack = () => {
+        const rest = all.slice(at)
+        this.queue = rest.concat(this.queue)
+        this.size += rest.reduce((size, message) => size + message.length, 0)
+        this.hold()
+      }
+      try {
+        if (!advance()) {
+          return Effect.void
+        }
+      } catch (defect) {
+        putBack()
+        return Effect.die(defect)
       }
       if (at === all.length) {
         return current
       }
       let isFirst = true
-      return Effect.whileLoop({
+      const loop = Effect.whileLoop({
         while: () => {
           if (isFirst) {
             isFirst = false
@@ -351,6 +395,7 @@ export class WebSocketImpl<IO extends Duplex = Duplex, Subprotocol extends strin
         body: () => current,
         step: () => {}
       })
+      return Effect.onError(loop, () => Effect.sync(putBack))
     })
   }
 
@@ -450,43 +495,67 @@ export class WebSocketImpl<IO extends Duplex = Duplex, Subprotocol extends strin
 
   /** One at a time and in order: a message is deflated with what was sent before it. */
   private sendDeflated(all: ReadonlyArray<Message>): Effect.Effect<void, WebSocketError> {
-    const { deflater, threshold } = this.compression!
+    const { threshold } = this.compression!
     return Effect.forEach(
       all,
       (message) => {
-        const isText = typeof message === "string"
-        const size = isText ? Buffer.byteLength(message) : message.length
-        return Effect.flatMap(
-          size < threshold
-            ? Effect.succeed(undefined)
-            : Effect.async<Uint8Array | undefined>((resume) => {
-                deflater.deflate(isText ? Buffer.from(message) : message, (error, data) =>
-                  // One that cannot be deflated is sent as it is.
-                  resume(Effect.succeed(error === undefined ? data : undefined))
-                )
-              }),
-          (deflated) => {
-            this.catchUp()
-            if (!this.isSendable) {
-              return Effect.fail(this.unsendable!)
-            }
-            this.messagesOut++
-            if (deflated === undefined) {
-              this.encoder.message(message)
-            } else {
-              this.encoder.compressed(deflated, isText)
-            }
-            this.schedule()
-            return this.encoder.size < FLUSH_AT && !this.upgraded.socket.writableNeedDrain
-              ? Effect.void
-              : this.flush()
-                ? Effect.void
-                : this.drained()
-          }
-        )
+        this.catchUp()
+        if (!this.isSendable) {
+          return Effect.fail(this.unsendable!)
+        }
+        if ((typeof message === "string" ? Buffer.byteLength(message) : message.length) >= threshold) {
+          return Effect.zipRight(this.deflate(message), this.room())
+        }
+        this.messagesOut++
+        this.encoder.message(message)
+        return this.room()
       },
       { discard: true }
     )
+  }
+
+  /**
+   * Done when the message is in the turn's write. It goes there also where nobody waits any more: what the peer inflates
+   * next may refer to it.
+   */
+  private deflate(message: Message): Effect.Effect<void, WebSocketError> {
+    return Effect.async((resume) => {
+      const fail = () => resume(Effect.suspend(() => Effect.fail(this.unsendable!)))
+      // A deflater that is closed calls nobody back
+      this.undeflated = fail
+      const isText = typeof message === "string"
+      this.compression!.deflater.deflate(isText ? Buffer.from(message) : message, (error, data) => {
+        if (this.undeflated === fail) {
+          this.undeflated = undefined
+        }
+        this.catchUp()
+        if (!this.isSendable) {
+          fail()
+          return
+        }
+        this.messagesOut++
+        if (error !== undefined || data === undefined) {
+          // One that cannot be deflated is sent as it is.
+          this.encoder.message(message)
+        } else {
+          this.encoder.compressed(data, isText)
+        }
+        this.schedule()
+        resume(Effect.void)
+      })
+    })
+  }
+
+  /** Writes what is much already, and waits for a socket that is full. */
+  private room(): Effect.Effect<void, WebSocketError> {
+    return Effect.suspend(() => {
+      this.schedule()
+      return this.encoder.size < FLUSH_AT && !this.upgraded.socket.writableNeedDrain
+        ? Effect.void
+        : this.flush()
+          ? Effect.void
+          : this.drained()
+    })
   }
 
   /** One message as the frame that it is encoded in, in the turn's write. It is not deflated. */
@@ -627,23 +696,26 @@ export class WebSocketImpl<IO extends Duplex = Duplex, Subprotocol extends strin
       return
     }
     const id = Buffer.from(payload).readUInt32BE(0)
-    const at = pings.findIndex((ping) => ping.id === id)
+    if (id > this.pingCount) {
+      return
+    }
+    const later = pings.findIndex((ping) => ping.id > id)
     const now = this.wire.deadlines.clock.unsafeCurrentTimeNanos()
     // RFC 6455 §5.5.3: it answers those before it too
-    for (const { resume, sentAt } of pings.splice(0, at + 1)) {
+    for (const { resume, sentAt } of pings.splice(0, later === -1 ? pings.length : later)) {
       resume(Effect.succeed(Duration.nanos(now - sentAt)))
     }
   }
 
   /** Sends a ping, and yields how long its pong took. */
   get ping(): Effect.Effect<Duration.Duration, WebSocketError> {
-    return Effect.suspend(() => {
+    return Effect.withFiberRuntime((fiber) => {
       if (!this.isSendable) {
         return Effect.fail(this.unsendable!)
       }
       return Effect.async<Duration.Duration, WebSocketError>((resume) => {
         const sentAt = this.wire.deadlines.clock.unsafeCurrentTimeNanos()
-        const waiter: PingWaiter = { id: this.sendPing(), sentAt, resume }
+        const waiter: PingWaiter = { fiber, id: this.sendPing(), sentAt, resume }
         this.pings ??= []
         this.pings.push(waiter)
         return Effect.sync(() => {
@@ -731,27 +803,59 @@ export class WebSocketImpl<IO extends Duplex = Duplex, Subprotocol extends strin
   }
 
   private takeClose({ code, reason }: Close): void {
-    this.event = { code, reason }
-    if (this.sentClose === 0) {
-      this.closedBy = "Peer"
-      // RFC 6455 §5.5.1: it typically echos the code
-      this.writeClose(code, "")
+    this.conclude(() => {
+      this.event = { code, reason }
+      if (this.sentClose === 0) {
+        this.closedBy = "Peer"
+        // RFC 6455 §5.5.1: it typically echos the code
+        this.writeClose(code, "")
+      }
+      if (this.isServer) {
+        // RFC 6455 §7.1.1: the server ends the connection first
+        this.endBelow()
+      }
+      this.over()
+    })
+  }
+
+  /**
+   * Nothing follows: acts on that once the messages before it are handled, so that what answers them can still be sent
+   * (RFC 6455 §5.5.1 allows for that), or after `closeTimeout`.
+   */
+  private conclude(act: () => void): void {
+    const isHandling = this.isRead && this.readingFiber === undefined
+    if (this.sentClose !== 0 || (this.queue.length === 0 && !isHandling)) {
+      act()
+      return
     }
-    if (this.isServer) {
-      // RFC 6455 §7.1.1: the server ends the connection first
-      this.endBelow()
+    this.due = act
+    this.beat?.cancel()
+    this.idle?.cancel()
+    this.closeDeadline = this.wire.deadlines.add(this.wire.limits.closeTimeout, () => this.settle())
+  }
+
+  private settle(): void {
+    const act = this.due
+    if (act !== undefined) {
+      this.due = undefined
+      this.closeDeadline?.cancel()
+      act()
+      if (this.wire.eof) {
+        this.onEof()
+      }
     }
-    this.over()
   }
 
   private violated({ clause, code, description }: Violation): void {
-    this.writeClose(code, truncated(description))
-    this.endBelow()
-    this.fail(
-      code === CloseCode.TooBig
-        ? new MessageTooBig({ limit: this.settings.maxMessageSize, description })
-        : new ProtocolViolation({ code, clause, description })
-    )
+    this.conclude(() => {
+      this.writeClose(code, truncated(description))
+      this.endBelow()
+      this.fail(
+        code === CloseCode.TooBig
+          ? new MessageTooBig({ limit: this.settings.maxMessageSize, description })
+          : new ProtocolViolation({ code, clause, description })
+      )
+    })
   }
 
   private endBelow(): void {
@@ -763,21 +867,36 @@ export class WebSocketImpl<IO extends Duplex = Duplex, Subprotocol extends strin
 
   private fail(failure: WebSocketError): void {
     this.failure ??= failure
+    this.inform()
     this.over()
+  }
+
+  /** Who waits is told, and need not be interrupted: the session, where it is among them. */
+  private inform(): void {
+    const waiting = [
+      this.readingFiber,
+      this.wire.writingFiber,
+      ...(this.closeWaiters ?? []).map(({ fiber }) => fiber),
+      ...(this.pings ?? []).map(({ fiber }) => fiber)
+    ].filter((fiber) => fiber !== undefined)
+    const { session } = this.upgraded.connection
+    this.wire.informed ??= waiting.find((fiber) => fiber === session) ?? waiting[0]
   }
 
   /** Nothing more will be received: tells all who wait. */
   private over(): void {
     this.beat?.cancel()
     this.idle?.cancel()
-    if (this.pings !== undefined) {
-      const pings = this.pings
-      this.pings = undefined
+    const { pings } = this
+    this.pings = undefined
+    if (pings !== undefined && pings.length > 0) {
       const failure = Effect.fail(this.unsendable!)
       pings.forEach(({ resume }) => resume(failure))
     }
     this.compression?.inflater.close()
     this.compression?.deflater.close()
+    this.undeflated?.()
+    this.undeflated = undefined
     this.wire.resume()
     this.wakeReader()
     this.wire.wakeWriters()
@@ -786,7 +905,11 @@ export class WebSocketImpl<IO extends Duplex = Duplex, Subprotocol extends strin
   }
 
   onEof(): void {
-    if (this.event === undefined && this.failure === undefined && this.backlog === undefined) {
+    if (this.backlog !== undefined || this.due !== undefined) {
+      // What came before it is on its way to whoever reads.
+      return
+    }
+    if (this.event === undefined && this.failure === undefined) {
       this.fail(new WebSocketClosed({ code: CloseCode.Abnormal, reason: "", by: "Peer" }))
     }
     this.endBelow()
@@ -795,14 +918,16 @@ export class WebSocketImpl<IO extends Duplex = Duplex, Subprotocol extends strin
 
   onLost(): void {
     this.backlog = undefined
+    this.settle()
     this.closeDeadline?.cancel()
     if (this.event === undefined) {
-      this.wire.informed ??= this.readingFiber
       this.fail(this.closedBelow!)
-      return
+    } else {
+      // After the closing handshake it does not matter how the connection ends.
+      this.wire.isLost = false
+      this.over()
     }
-    this.over()
-    if (!this.wire.closing) {
+    if (!this.wire.closing && !this.wire.isLost) {
       // A session that neither reads nor writes would wait for ever, and one that was told may take its time.
       this.closeDeadline = this.wire.deadlines.add(this.wire.limits.closeTimeout, () => {
         if (!this.isTold && !this.isRead) {
@@ -815,7 +940,7 @@ export class WebSocketImpl<IO extends Duplex = Duplex, Subprotocol extends strin
   private wakeClosers(): void {
     const waiters = this.closeWaiters
     this.closeWaiters = undefined
-    waiters?.forEach((wake) => wake())
+    waiters?.forEach(({ wake }) => wake())
   }
 
   /** Done when the closing handshake is, or when there will be none. */
@@ -823,13 +948,16 @@ export class WebSocketImpl<IO extends Duplex = Duplex, Subprotocol extends strin
     return Effect.suspend(() =>
       this.event !== undefined || this.failure !== undefined || this.wire.isClosed
         ? Effect.void
-        : Effect.zipRight(
-            Effect.async<void>((resume) => {
-              this.closeWaiters ??= []
-              this.closeWaiters.push(() => resume(Effect.void))
-            }),
-            this.awaitOver
-          )
+        : Effect.zipRight(this.awaitChange, this.awaitOver)
+    )
+  }
+
+  private get awaitChange(): Effect.Effect<void> {
+    return Effect.withFiberRuntime((fiber) =>
+      Effect.async<void>((resume) => {
+        this.closeWaiters ??= []
+        this.closeWaiters.push({ fiber, wake: () => resume(Effect.void) })
+      })
     )
   }
 
@@ -846,6 +974,7 @@ export class WebSocketImpl<IO extends Duplex = Duplex, Subprotocol extends strin
       if (Buffer.byteLength(reason) > MAX_REASON) {
         return Effect.die(new RangeError(`WebSocket.close: the reason is over ${MAX_REASON} bytes of UTF-8`))
       }
+      this.settle()
       if (this.isSendable) {
         this.closedBy = "Self"
         this.writeClose(code, reason)
@@ -862,6 +991,7 @@ export class WebSocketImpl<IO extends Duplex = Duplex, Subprotocol extends strin
 
   /** Sends a Close without waiting for its answer; one that may not go on the wire goes without a code. */
   beginClose(code: number, reason: string): void {
+    this.settle()
     if (this.isSendable) {
       this.closedBy = "Self"
       const isValid = isCloseCode(code) && Buffer.byteLength(reason) <= MAX_REASON
@@ -890,6 +1020,7 @@ export class WebSocketImpl<IO extends Duplex = Duplex, Subprotocol extends strin
         return Effect.succeed(false)
       }
       this.flush()
+      this.settle()
       if (this.isSendable) {
         this.closedBy = "Self"
         this.writeClose(
@@ -910,13 +1041,7 @@ export class WebSocketImpl<IO extends Duplex = Duplex, Subprotocol extends strin
     return Effect.suspend(() =>
       this.wire.eof || this.wire.isClosed || this.failure !== undefined
         ? Effect.void
-        : Effect.zipRight(
-            Effect.async<void>((resume) => {
-              this.closeWaiters ??= []
-              this.closeWaiters.push(() => resume(Effect.void))
-            }),
-            this.awaitEnd
-          )
+        : Effect.zipRight(this.awaitChange, this.awaitEnd)
     )
   }
 
