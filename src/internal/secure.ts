@@ -62,12 +62,19 @@ const longest = 2 ** 31 - 1
 /** A server that never listens: what is to be known of names, ALPN and certificates of clients, Node's knows. */
 const asServer = (carrier: Duplex, options: ServerOptions, ends: Ends): void => {
   const server = tls.createServer({ ...options, handshakeTimeout: longest })
-  server.once("secureConnection", ends.onSecured)
+  server.once("secureConnection", (socket) => {
+    socket.allowHalfOpen = true
+    ends.onSecured(socket)
+  })
   server.once("tlsClientError", (cause, socket) => {
     socket.on("error", ignore)
     ends.onFailed(cause)
   })
+  // A peer that ends in the middle of its handshake is gone: only a socket that is not half-open takes it so
+  const { allowHalfOpen } = carrier
+  carrier.allowHalfOpen = false
   server.emit("connection", carrier)
+  carrier.allowHalfOpen = allowHalfOpen
 }
 
 /** `taken` gets the socket in the callback in which it is secured, so that nothing of it goes unheard. */
@@ -124,8 +131,14 @@ const replace = <Token extends string>(
   { agreed, connection, definition, isClient, wire }: UpgradedImpl<Duplex, Token>,
   socket: tls.TLSSocket
 ): UpgradedImpl<tls.TLSSocket, Token> => {
+  const carrier = wire.socket
+  const isRead = carrier.readableFlowing === true
   wire.release()
-  wire.socket.on("error", ignore)
+  carrier.on("error", ignore)
+  if (isRead) {
+    // By TLS, where the carrier has no handle of the system's that TLS could read by itself
+    carrier.resume()
+  }
   wire.error = new ConnectionError({
     reason: "Closed",
     description: "TLS is spoken over this connection now: use what Upgraded.secure yielded."
