@@ -147,6 +147,18 @@ describe("Upgrade fields", () => {
   })
 })
 
+describe("heads", () => {
+  it("ask for nothing, and have no body, unless they are told to", async () => {
+    await holds(Arbitrary.requestHead(), async ({ headers }) => {
+      const names = headers.map(([name]) => name.toLowerCase())
+      assert.include(names, "host")
+      for (const name of ["upgrade", "connection", "content-length", "transfer-encoding", "expect"]) {
+        assert.notInclude(names, name)
+      }
+    })
+  })
+})
+
 describe("requests", () => {
   it("are what Node reads in them, however they are split", async () => {
     await holds(Arbitrary.split(Arbitrary.request()), async (request) => {

@@ -392,6 +392,24 @@ describe("a bad network", () => {
     )
   )
 
+  it.effect("loses both ends when it loses one, and what is on its way with them", () =>
+    Effect.gen(function* () {
+      const [inner, outer] = yield* pipe
+      const peer = yield* Effect.flatMap(
+        Faults.through(inner, { toClient: { split: 1, delay: "1 second" } }),
+        (socket) => Peer.fromDuplex(socket)
+      )
+      yield* Effect.fork(outer.send("two"))
+      yield* awaitSleep
+      yield* TestClock.adjust("1 second")
+      assert.strictEqual(text(yield* peer.receiveExactly(1)), "t")
+      yield* peer.reset
+      yield* awaitSleep
+      yield* TestClock.adjust("2 seconds")
+      assert.include(["reset", "close"], yield* outer.closed)
+    }).pipe(Effect.scoped)
+  )
+
   it.effect("stops a sender whose other side does not read", () =>
     Effect.gen(function* () {
       const [inner, outer] = yield* pipe

@@ -253,6 +253,40 @@ describe("a peer", () => {
     })
   )
 
+  it.scopedLive("tells of much that is unread only the first of it", () =>
+    Effect.gen(function* () {
+      const [peer, other] = yield* memory
+      other.end("x".repeat(201))
+      const error = yield* Effect.flip(peer.receiveUntil("y"))
+      assert.isTrue(error.message.endsWith(`Unread are 201 bytes: "${"x".repeat(200)}"...`))
+      assert.lengthOf(error.received, 201)
+    })
+  )
+
+  it.scopedLive("takes an error without a code for a close", () =>
+    Effect.gen(function* () {
+      const socket = new Duplex({ read() {}, write() {} })
+      const peer = yield* over(socket)
+      socket.destroy(new Error("no code"))
+      assert.strictEqual(yield* peer.closed, "close")
+    })
+  )
+
+  it.scopedLive("destroys what carried a socket that closed before", () =>
+    Effect.gen(function* () {
+      const [, socket] = pair()
+      const [, transport] = pair()
+      yield* Effect.scoped(
+        Effect.gen(function* () {
+          const peer = yield* Peer.fromDuplex(socket, { transport })
+          socket.destroy()
+          yield* peer.closed
+        })
+      )
+      assert.isTrue(transport.destroyed)
+    })
+  )
+
   it.scopedLive("cannot connect where nobody listens", () =>
     Effect.gen(function* () {
       const server = net.createServer()
