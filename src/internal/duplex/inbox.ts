@@ -18,7 +18,7 @@ export type AnyFiber = Fiber.RuntimeFiber<any, any>
 interface Reader {
   readonly fiber: AnyFiber
   readonly resume: (effect: any) => void
-  /** With which it goes on. */
+  /** With which it goes on: `run`, or a `pull`. */
   readonly next: Effect.Effect<any, any, any>
   /** It was woken, and has not gone on yet: it is the reader still. */
   woken: boolean
@@ -114,6 +114,39 @@ export abstract class Inbox<A, E, End> {
     }
   }
 
+  /**
+   * Hands what has arrived to the fiber that waits for it, within this callback of its socket.
+   *
+   * The fiber of a `run` need not go on for a handler that is done where it stands: it is told only of one that is not.
+   */
+  protected offer(): void {
+    const reader = this.reader!
+    const { next } = reader
+    if (!(next instanceof Step)) {
+      this.wakeInline()
+      return
+    }
+    while (this.queue.length > 0) {
+      let handled: Effect.Effect<unknown, unknown, unknown>
+      try {
+        handled = begin(next.handler(this.takeAll()))
+      } catch (defect) {
+        handled = Effect.die(defect)
+      }
+      if (!isDone(handled)) {
+        this.reader = undefined
+        this.runner = reader.fiber
+        InlineScheduler.now = true
+        reader.resume(Effect.matchCauseEffect(handled, next.next))
+        InlineScheduler.now = false
+        return
+      }
+    }
+    if (this.ended() !== undefined) {
+      this.wakeInline()
+    }
+  }
+
   /** Wakes the reader within this callback of its socket. */
   protected wakeInline(): void {
     InlineScheduler.now = true
@@ -198,7 +231,7 @@ export abstract class Inbox<A, E, End> {
       return Effect.fail(busy)
     }
     while (this.queue.length > 0) {
-      const handled = step.handler(this.takeAll())
+      const handled = begin(step.handler(this.takeAll()))
       if (!isDone(handled)) {
         this.runner = fiber
         return Effect.matchCauseEffect(handled, step.next)
@@ -207,11 +240,23 @@ export abstract class Inbox<A, E, End> {
     const ended = this.ended()
     return ended === undefined
       ? Effect.async<End, E | ConnectionError | E2, R>((resume) => {
-          this.reader = { fiber, resume, next: step, woken: false }
+          const reader: Reader = { fiber, resume, next: step, woken: false }
+          this.reader = reader
+          // What arrives after an interruption is not this handler's.
+          return Effect.sync(() => this.leave(reader))
         })
       : ended._tag === "None"
         ? Effect.succeed(this.outcome)
         : Effect.fail(ended.value)
+  }
+
+  private leave(reader: Reader): void {
+    if (this.reader === reader) {
+      this.reader = undefined
+    }
+    if (this.runner === reader.fiber) {
+      this.runner = undefined
+    }
   }
 
   /** The handler of `run` is through with its batch. */
@@ -219,6 +264,13 @@ export abstract class Inbox<A, E, End> {
     this.runner = undefined
   }
 }
+
+/** An effect that need not be run by a fiber to begin: its `commit` asks for none, and returns what is left to do. */
+export abstract class Immediate<A, E> extends Effectable.Class<A, E> {}
+
+/** Does what of an effect needs no fiber, and returns the rest. */
+export const begin = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
+  effect instanceof Immediate ? effect.commit() : effect
 
 /** Whether an effect is a success already, and need not be run. */
 export const isDone = (effect: Effect.Effect<unknown, unknown, unknown>): boolean =>

@@ -12,7 +12,7 @@ import type * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
 import { ConnectionError } from "../../UpgradeError.js"
 import type { Deadline, Deadlines } from "../deadlines.js"
-import { type AnyFiber, Inbox } from "./inbox.js"
+import { type AnyFiber, Immediate, Inbox } from "./inbox.js"
 import { bytesSent, unflow, unsent } from "./node.js"
 
 /** Above this much unread input the socket is paused. With Node's own buffers a connection holds less than 256 KiB. */
@@ -185,7 +185,7 @@ export class Wire extends Inbox<Uint8Array, ConnectionError, void> {
     this.queue.push(bytes)
     this.size += bytes.length + PIECE
     if (this.awaitsInput) {
-      this.wakeInline()
+      this.offer()
     } else if (this.size >= HIGH_WATER) {
       this.pause()
     }
@@ -316,40 +316,24 @@ export class Wire extends Inbox<Uint8Array, ConnectionError, void> {
     )
   }
 
-  /** Writes with `put`, and is done when the socket takes more. A full socket is waited for before it as well as after. */
-  private writing(put: (socket: Duplex) => boolean): Effect.Effect<void, ConnectionError> {
-    return Effect.suspend(() => {
-      if (this.takesMore) {
-        return put(this.socket) ? Effect.void : this.drained()
-      }
-      const failure = this.unwritable()
-      return failure !== undefined ? Effect.fail(failure) : Effect.zipRight(this.drained(), this.writing(put))
-    })
+  /** Writes, and is done when the socket takes more. A full socket is waited for before it as well as after. */
+  writing(write: Write): Effect.Effect<void, ConnectionError> {
+    if (this.takesMore) {
+      return write.put(this.socket) ? Effect.void : this.drained()
+    }
+    const failure = this.unwritable()
+    return failure !== undefined ? Effect.fail(failure) : Effect.zipRight(this.drained(), write)
   }
 
   write(bytes: Uint8Array | string): Effect.Effect<void, ConnectionError> {
-    return this.writing((socket) => bytes.length === 0 || socket.write(bytes))
+    return new WriteOne(this, bytes)
   }
 
   /** All of it in one system call where the socket can. */
   writeAll(pieces: Iterable<Uint8Array | string>): Effect.Effect<void, ConnectionError> {
-    if (Chunk.isChunk(pieces) && pieces.length === 1) {
-      return this.write(Chunk.unsafeHead(pieces) as Uint8Array | string)
-    }
-    return this.writing((socket) => {
-      socket.cork()
-      try {
-        let more = true
-        for (const piece of pieces) {
-          if (piece.length > 0) {
-            more = socket.write(piece)
-          }
-        }
-        return more
-      } finally {
-        socket.uncork()
-      }
-    })
+    return Chunk.isChunk(pieces) && pieces.length === 1
+      ? this.write(Chunk.unsafeHead(pieces) as Uint8Array | string)
+      : new WriteAll(this, pieces)
   }
 
   /** Sends FIN after all that was written, and is done when that is out. */
@@ -601,5 +585,52 @@ export class Wire extends Inbox<Uint8Array, ConnectionError, void> {
     const unread = this.queue
     this.queueless()
     return unread
+  }
+}
+
+/** What writing yields: `run` begins it where it stands. */
+abstract class Write extends Immediate<void, ConnectionError> {
+  constructor(private readonly wire: Wire) {
+    super()
+  }
+  /** Whether the socket takes more. */
+  abstract put(socket: Duplex): boolean
+  override commit(): Effect.Effect<void, ConnectionError> {
+    return this.wire.writing(this)
+  }
+}
+
+class WriteOne extends Write {
+  constructor(
+    wire: Wire,
+    private readonly bytes: Uint8Array | string
+  ) {
+    super(wire)
+  }
+  override put(socket: Duplex): boolean {
+    return this.bytes.length === 0 || socket.write(this.bytes)
+  }
+}
+
+class WriteAll extends Write {
+  constructor(
+    wire: Wire,
+    private readonly pieces: Iterable<Uint8Array | string>
+  ) {
+    super(wire)
+  }
+  override put(socket: Duplex): boolean {
+    socket.cork()
+    try {
+      let more = true
+      for (const piece of this.pieces) {
+        if (piece.length > 0) {
+          more = socket.write(piece)
+        }
+      }
+      return more
+    } finally {
+      socket.uncork()
+    }
   }
 }

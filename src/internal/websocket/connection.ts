@@ -14,7 +14,6 @@ import * as Cause from "effect/Cause"
 import * as Chunk from "effect/Chunk"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import * as Effectable from "effect/Effectable"
 import * as Exit from "effect/Exit"
 import * as Inspectable from "effect/Inspectable"
 import * as Option from "effect/Option"
@@ -29,7 +28,7 @@ import {
   WebSocketTimeout
 } from "../../WebSocketError.js"
 import type { Deadline } from "../deadlines.js"
-import { type AnyFiber, Inbox, isDone } from "../duplex/inbox.js"
+import { type AnyFiber, begin, Immediate, Inbox, isDone } from "../duplex/inbox.js"
 import type { Tenant, Wire } from "../duplex/wire.js"
 import type { UpgradedImpl } from "../upgraded.js"
 import { Close, Compressed, Decoder, decodeText, type Event, isMessage, Ping, Pong } from "./decoder.js"
@@ -87,8 +86,8 @@ interface PingWaiter {
   readonly resume: (effect: Effect.Effect<Duration.Duration, WebSocketError>) => void
 }
 
-/** The effect that `send` is, known by its class: a loop over a batch runs it where it stands. */
-class Send extends Effectable.Class<void, WebSocketError> {
+/** What `send` yields: a loop over a batch begins it where it stands. */
+class Send extends Immediate<void, WebSocketError> {
   constructor(
     private readonly ws: WebSocketImpl<any, any>,
     private readonly message: Message
@@ -199,13 +198,16 @@ export class WebSocketImpl<IO extends Duplex = Duplex, Subprotocol extends strin
         this.messagesIn++
       }
     }
-    this.isReceiving = false
     if (this.isDropping) {
       this.hold()
     } else if (queue.length > 0 && this.awaitsInput) {
-      this.wakeInline()
+      this.offer()
     } else if (this.size >= HIGH_WATER) {
       this.hold()
+    }
+    this.isReceiving = false
+    if (this.encoder.size > 0) {
+      this.flush()
     }
   }
 
@@ -355,10 +357,7 @@ export class WebSocketImpl<IO extends Duplex = Duplex, Subprotocol extends strin
       // Goes on up to an effect that is not done where it stands
       const advance = (): boolean => {
         while (at < all.length) {
-          current = handler(all[at++]!)
-          if (current instanceof Send) {
-            current = current.commit()
-          }
+          current = begin(handler(all[at++]!))
           if (!isDone(current)) {
             return true
           }
@@ -618,7 +617,7 @@ export class WebSocketImpl<IO extends Duplex = Duplex, Subprotocol extends strin
   }
 
   private schedule(): void {
-    if (!this.isDirty) {
+    if (!this.isDirty && !this.isReceiving) {
       this.isDirty = true
       if (dirty.push(this) === 1) {
         queueMicrotask(flushAll)
