@@ -378,9 +378,12 @@ export const hijack = (
 
 type Restore = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
 
-/** The platform closes a request's Scope with success whatever happened: the app's own exit is what counts. */
+/**
+ * The platform closes a request's Scope with success whatever happened, or adds the response to the cause: how the app
+ * itself failed is what counts.
+ */
 const ownExit = (exchange: Exchange, exit: Exit.Exit<unknown, unknown>): Exit.Exit<unknown, unknown> =>
-  Exit.isSuccess(exit) && exchange.appExit !== undefined ? exchange.appExit : exit
+  exchange.appExit !== undefined && Exit.isFailure(exchange.appExit) ? exchange.appExit : exit
 
 /** The 101 passes the hooks that are registered by now; they are cleared, since they ran. */
 const inPlace = (
