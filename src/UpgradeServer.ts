@@ -35,6 +35,7 @@ import type * as Scope from "effect/Scope"
 import * as Connection from "./Connection.js"
 import * as internal from "./internal/http1/server.js"
 import { contextOf } from "./internal/http1/services.js"
+import type * as WebSocket from "./WebSocket.js"
 
 /**
  * What a server may be told beside Node's own options. All of it may be left out.
@@ -51,6 +52,9 @@ import { contextOf } from "./internal/http1/services.js"
  * - `maxConnections` (no limit): how many connections may be switched at a time. One more gets 503.
  * - `hijackable` (none): the requests whose connection `Upgrade.hijack` may take behind an ordinary 200, by their head. They
  *   are served like others, but have `decisionTimeout`, and close where bytes lie behind a request that is refused.
+ * - `websocket`: of the websockets that the platform's `HttpServerRequest.upgrade` opens here. As on the platform's own
+ *   server every Origin may connect (`origin` is `"any"`), a message may have 100 MiB, nothing is compressed, and where
+ *   `subprotocols` is left out the client's first one is agreed on.
  *
  * The times of a switch can be set for it alone, in `Upgrade.Options`. `Duration.infinity` switches one off.
  *
@@ -66,6 +70,7 @@ export interface Options {
   readonly closeTimeout?: Duration.DurationInput | undefined
   readonly drainTimeout?: Duration.DurationInput | undefined
   readonly maxConnections?: number | undefined
+  readonly websocket?: WebSocket.Options | undefined
   readonly hijackable?:
     | ((request: {
         readonly method?: string | undefined

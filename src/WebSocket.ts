@@ -19,9 +19,11 @@
 import type { Duplex } from "node:stream"
 import type * as Headers from "@effect/platform/Headers"
 import * as HttpClientRequest from "@effect/platform/HttpClientRequest"
+import * as HttpServer from "@effect/platform/HttpServer"
 import type * as HttpServerRequest from "@effect/platform/HttpServerRequest"
 import type * as HttpServerResponse from "@effect/platform/HttpServerResponse"
 import type * as Socket from "@effect/platform/Socket"
+import type * as SocketServer from "@effect/platform/SocketServer"
 import type * as Channel from "effect/Channel"
 import type * as Chunk from "effect/Chunk"
 import * as Context from "effect/Context"
@@ -42,6 +44,7 @@ import type { UpgradedImpl } from "./internal/upgraded.js"
 import * as adapters from "./internal/websocket/adapters.js"
 import { TypeId as internalTypeId, type WebSocketImpl } from "./internal/websocket/connection.js"
 import * as internal from "./internal/websocket/open.js"
+import * as socketServers from "./internal/websocket/socketServer.js"
 import * as typed from "./internal/websocket/typed.js"
 import type { Protocol } from "./Protocol.js"
 import * as Upgrade from "./Upgrade.js"
@@ -656,6 +659,9 @@ export const close: {
  * `run` gets text as bytes, `runRaw` as a string; a `CloseEvent` that is written closes. As with the platform's own, it
  * fails with `SocketCloseError` for a code that `closeCodeIsError` says is one: all but 1000 and 1006 by default.
  *
+ * Handlers are begun in order and do not wait for each other, up to 128 of them at a time. Writing is done when the
+ * connection takes more; what is written after the end is dropped: `run` tells of it.
+ *
  * @since 0.1.0
  * @category converting
  */
@@ -663,6 +669,57 @@ export const toSocket = (
   self: WebSocket,
   options?: { readonly closeCodeIsError?: ((code: number) => boolean) | undefined }
 ): Socket.Socket => adapters.toSocket(impl(self), options?.closeCodeIsError)
+
+/**
+ * A `SocketServer` of the platform whose sockets come from a route: for what is written against that, such as
+ * `RpcServer.layerProtocolSocketServer`, beside everything else that the HTTP server does.
+ *
+ * - `httpApp`: the route. It switches, and gives the websocket, as `toSocket` does, to whatever `run` was called last with;
+ *   until it was called once a request waits, for `decisionTimeout` at most.
+ * - `socketServer`: the service. Its `address` is that of the HTTP server. When a `run` is interrupted, its websockets are
+ *   closed with 1001.
+ *
+ * The options are those of `upgrade`, with the same defaults: pages of the same host may connect.
+ *
+ * @example
+ * ```ts
+ * import { HttpRouter, HttpServer, SocketServer } from "@effect/platform"
+ * import { Rpc, RpcGroup, RpcSerialization, RpcServer } from "@effect/rpc"
+ * import { Effect, Layer, Schema } from "effect"
+ * import { WebSocket } from "effect-upgrade"
+ *
+ * const group = RpcGroup.make(Rpc.make("Double", { payload: { n: Schema.Number }, success: Schema.Number }))
+ *
+ * export const served = Layer.unwrapEffect(Effect.map(WebSocket.socketServer(), ({ httpApp, socketServer }) =>
+ *   Layer.merge(
+ *     HttpRouter.empty.pipe(HttpRouter.get("/rpc", httpApp), HttpServer.serve()),
+ *     RpcServer.layer(group).pipe(
+ *       Layer.provide(group.toLayer({ Double: ({ n }) => Effect.succeed(n * 2) })),
+ *       Layer.provide(RpcServer.layerProtocolSocketServer),
+ *       Layer.provide(RpcSerialization.layerJson),
+ *       Layer.provide(Layer.succeed(SocketServer.SocketServer, socketServer))
+ *     )
+ *   )
+ * ))
+ * ```
+ *
+ * @since 0.1.0
+ * @category converting
+ */
+export const socketServer = (
+  options?: Options
+): Effect.Effect<
+  {
+    readonly httpApp: Effect.Effect<
+      HttpServerResponse.HttpServerResponse,
+      UpgradeError,
+      HttpServerRequest.HttpServerRequest
+    >
+    readonly socketServer: SocketServer.SocketServer["Type"]
+  },
+  never,
+  HttpServer.HttpServer
+> => HttpServer.addressWith((address) => Effect.sync(() => socketServers.make(options, address)))
 
 /**
  * A websocket whose messages are values: what `schema` makes.

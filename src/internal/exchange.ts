@@ -35,6 +35,7 @@ import {
   type SwitchError,
   UpgradeTimeout
 } from "../UpgradeError.js"
+import type { Options as WebSocketOptions } from "../WebSocket.js"
 import type { ConnectionImpl } from "./connection.js"
 import type { Deadline, Deadlines } from "./deadlines.js"
 import { bytesSent, unsent } from "./duplex/node.js"
@@ -57,6 +58,8 @@ export interface Host {
   readonly maxConnections: number
   /** Whether the connection of a request may be taken behind an ordinary response. */
   readonly hijackable: Hijackable | undefined
+  /** Of the websockets that the platform's own requests open. */
+  readonly websocket: WebSocketOptions
   readonly deadlines: Deadlines
   readonly connections: ReadonlySet<ConnectionImpl>
   /** Requests that offer a switch and are not yet answered. */

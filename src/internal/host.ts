@@ -11,6 +11,7 @@ import * as FiberSet from "effect/FiberSet"
 import type * as Scope from "effect/Scope"
 import type { Listener } from "../Connection.js"
 import type { Options } from "../UpgradeServer.js"
+import type { Options as WebSocketOptions } from "../WebSocket.js"
 import { type ConnectionImpl, connectionOf } from "./connection.js"
 import { Deadlines } from "./deadlines.js"
 import type { Exchange, Host, Settings } from "./exchange.js"
@@ -25,6 +26,9 @@ const defaults: Settings = {
   idleTimeout: 3_600_000,
   closeTimeout: 5_000
 }
+
+/** What the platform's own server lets pass: programs that are written for it must find it here. */
+const asPlatform: WebSocketOptions = { origin: "any", maxMessageSize: 100 * 1024 * 1024 }
 
 const settingsOf = (options: Options): Settings => {
   const settings: { -readonly [K in keyof Settings]: Settings[K] } = { ...defaults }
@@ -41,6 +45,7 @@ export class ServerHost implements Host {
   readonly settings: Settings
   readonly maxConnections: number
   readonly hijackable: Hijackable | undefined
+  readonly websocket: WebSocketOptions
   readonly drainTimeout: Duration.Duration
   readonly connections = new Set<ConnectionImpl>()
   readonly exchanges = new Set<Exchange>()
@@ -59,6 +64,7 @@ export class ServerHost implements Host {
   ) {
     this.settings = settingsOf(options)
     this.maxConnections = options.maxConnections ?? Infinity
+    this.websocket = options.websocket === undefined ? asPlatform : { ...asPlatform, ...options.websocket }
     const { hijackable } = options
     this.hijackable =
       hijackable &&

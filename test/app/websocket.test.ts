@@ -170,14 +170,71 @@ describe("HttpServerRequest.upgrade of the platform", () => {
     })
   )
 
-  it.scoped("is refused by ws where the handshake is wrong, and nothing is left", () =>
+  it.scoped("is refused with its own status where the handshake is wrong, and nothing is left", () =>
     Effect.gen(function* () {
-      const { send, server } = yield* serve(echoSocket)
-      const peer = yield* send(ask({ upgrade: "websocket" }))
-      assert.strictEqual((yield* peer.receiveResponse).status, 400)
-      yield* peer.end
+      const { send, server } = yield* serve(echoSocket, { websocket: { origin: "same-host" } })
+      const key = { "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==" }
+      const version = { "Sec-WebSocket-Version": "13" }
+      const cases = [
+        { upgrade: "websocket", fields: version, status: 400 },
+        { upgrade: "websocket", fields: { ...key, "Sec-WebSocket-Version": "8" }, status: 426 },
+        { upgrade: "websocket", fields: { ...key, ...version, Origin: "https://other.example" }, status: 403 },
+        { upgrade: "websocket", fields: { ...key, ...version, "Sec-WebSocket-Protocol": "a,,b" }, status: 400 },
+        { upgrade: "chat", fields: { ...key, ...version }, status: 426 }
+      ]
+      for (const { fields, status, upgrade } of cases) {
+        const peer = yield* send(ask({ upgrade, fields }))
+        const response = yield* peer.receiveResponse
+        assert.strictEqual(response.status, status)
+        assert.strictEqual(
+          response.headers["sec-websocket-version"],
+          upgrade === "websocket" && status === 426 ? "13" : undefined
+        )
+      }
+      const posted = yield* send(ask({ method: "POST", upgrade: "websocket", fields: { ...key, ...version } }))
+      assert.strictEqual((yield* posted.receiveResponse).status, 405)
+      const plain = yield* send(get("/"))
+      assert.strictEqual((yield* plain.receiveResponse).status, 400)
       yield* connected(server, 0)
     })
+  )
+
+  it.scoped("lets the app answer a refusal in its own way, which may die of it", () =>
+    Effect.gen(function* () {
+      const { send } = yield* serve(
+        Effect.flatMap(HttpServerRequest.HttpServerRequest, (request) =>
+          request.url === "/own"
+            ? Effect.catchTag(echoSocket, "SocketError", (error) =>
+                HttpServerResponse.text(`${error.reason}: ${error.message}`, { status: 418 })
+              )
+            : Effect.orDie(echoSocket)
+        )
+      )
+      const own = yield* send(ask({ path: "/own", upgrade: "chat" }))
+      const answer = yield* own.receiveResponse
+      assert.strictEqual(answer.status, 418)
+      assert.match(answer.text, /^Open: .*websocket/)
+      const dying = yield* send(ask({ path: "/", upgrade: "chat" }))
+      assert.strictEqual((yield* dying.receiveResponse).status, 426)
+    })
+  )
+
+  it.scoped(
+    "agrees on the first subprotocol of the client, where the server lists none, and on its own where it does",
+    () =>
+      Effect.gen(function* () {
+        const fields = {
+          "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+          "Sec-WebSocket-Version": "13",
+          "Sec-WebSocket-Protocol": "a, b"
+        }
+        const { send } = yield* serve(echoSocket)
+        const peer = yield* send(ask({ upgrade: "websocket", fields }))
+        assert.strictEqual((yield* peer.receiveHead).headers["sec-websocket-protocol"], "a")
+        const listing = yield* serve(echoSocket, { websocket: { subprotocols: ["b"] } })
+        const other = yield* listing.send(ask({ upgrade: "websocket", fields }))
+        assert.strictEqual((yield* other.receiveHead).headers["sec-websocket-protocol"], "b")
+      })
   )
 
   it.scoped("ends with its socket: a reset harms nobody, and the registry is empty", () =>

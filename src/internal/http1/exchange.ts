@@ -4,7 +4,6 @@
  */
 
 import { type IncomingMessage, type Server, ServerResponse } from "node:http"
-import type { Duplex } from "node:stream"
 import type * as Headers from "@effect/platform/Headers"
 import { clientAbortFiberId } from "@effect/platform/HttpServerError"
 import * as Effect from "effect/Effect"
@@ -343,22 +342,6 @@ export class Http1Exchange extends Exchange {
             this.watchAnswer(limits.writeTimeout)
           })
     })
-  }
-
-  /** Gives the socket to somebody who writes the answer: the platform's own websockets. */
-  surrender(): Effect.Effect<{ readonly socket: Duplex; readonly head: Buffer }, UpgradeTimeout | ConnectionLost> {
-    return Effect.uninterruptibleMask((restore) =>
-      Effect.map(restore(this.ready(this.host.settings.bodyTimeout)), () => {
-        const { connection, host, response, socket } = this
-        response.detachSocket(socket as IncomingMessage["socket"])
-        this.setSpent(true)
-        socket.off("close", this.onSocketClose)
-        connection.session = this.fiber
-        host.register(connection)
-        this.taken()
-        return { socket, head: Buffer.concat(this.wire.release()) }
-      })
-    )
   }
 
   protected get isAnswering(): boolean {

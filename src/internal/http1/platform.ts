@@ -1,52 +1,67 @@
 /**
- * `HttpServerRequest.upgrade` of the platform, for HttpApi, RpcServer and whoever uses it: a websocket by `ws`, as
- * `NodeHttpServer` gives it, but on a connection that this library has guarded up to there.
+ * `HttpServerRequest.upgrade` of the platform, for HttpApi, RpcServer and whoever uses it: the platform's `Socket` over a
+ * websocket of this library, on the connection that it has guarded up to there.
  */
 
-import type { Duplex } from "node:stream"
-import type * as HttpServerRequest from "@effect/platform/HttpServerRequest"
+import * as HttpServerRequest from "@effect/platform/HttpServerRequest"
+import * as HttpServerRespondable from "@effect/platform/HttpServerRespondable"
 import * as Socket from "@effect/platform/Socket"
 import * as Effect from "effect/Effect"
-import { WebSocketServer } from "ws"
-import type { Http1Exchange } from "./exchange.js"
+import type * as Scope from "effect/Scope"
+import type { UpgradeError } from "../../UpgradeError.js"
+import type { Options } from "../../WebSocket.js"
+import { direct } from "../switch.js"
+import type { UpgradedImpl } from "../upgraded.js"
+import { lazySocket } from "../websocket/adapters.js"
+import { open, protocolOf, upgradeOptions } from "../websocket/open.js"
+import { isToken, withoutWhitespace } from "./offers.js"
 
-let webSockets: WebSocketServer | undefined
+/**
+ * The handshake was refused. Whether the app fails or dies of it, the client is told what any client is told, and the
+ * error says nothing less to an app that has its own answer.
+ */
+class NotOpened extends Socket.SocketGenericError {
+  constructor(private readonly refused: UpgradeError) {
+    super({ reason: "Open", cause: refused })
+  }
+  override get message(): string {
+    return this.refused.message
+  }
+  [HttpServerRespondable.symbol]() {
+    return HttpServerRespondable.toResponse(this.refused)
+  }
+}
 
-const notOpened = (cause: unknown) => new Socket.SocketGenericError({ reason: "Open", cause })
+/** Without a list of its own a server agrees to what the client likes best: a browser would not go on with none. */
+const optionsFor = (request: HttpServerRequest.HttpServerRequest, options: Options): Options => {
+  const offered = request.headers["sec-websocket-protocol"]
+  if (offered === undefined || options.subprotocols !== undefined) {
+    return options
+  }
+  const first = withoutWhitespace(offered.split(",", 1)[0]!)
+  return isToken(first) ? { ...options, subprotocols: [first] } : options
+}
 
-const handshake = (
-  exchange: Http1Exchange,
-  socket: Duplex,
-  head: Buffer
-): Effect.Effect<globalThis.WebSocket, Socket.SocketError> =>
-  Effect.async((resume) => {
-    webSockets ??= new WebSocketServer({ noServer: true, clientTracking: false })
-    // What `ws` refuses it answers itself, closes, and says no more about it
-    const refused = () => resume(Effect.fail(notOpened(new Error("the websocket handshake was refused"))))
-    socket.once("close", refused)
-    webSockets.handleUpgrade(exchange.request, socket, head, (webSocket) => {
-      socket.off("close", refused)
-      // Frames that came with the handshake wait until somebody listens
-      webSocket.pause()
-      setImmediate(() => webSocket.resume())
-      resume(Effect.succeed(webSocket as unknown as globalThis.WebSocket))
-    })
-  })
-
-const acquire = (exchange: Http1Exchange) =>
-  Effect.acquireRelease(
-    Effect.flatMap(Effect.mapError(exchange.surrender(), notOpened), ({ head, socket }) =>
-      handshake(exchange, socket, head)
-    ),
-    (webSocket) => Effect.sync(() => webSocket.close())
+const acquire = (request: HttpServerRequest.HttpServerRequest, server: Options) =>
+  Effect.suspend(() => {
+    const options = optionsFor(request, server)
+    return direct(undefined, protocolOf(options), upgradeOptions(options)) as Effect.Effect<
+      UpgradedImpl<any, "websocket">,
+      UpgradeError,
+      HttpServerRequest.HttpServerRequest | Scope.Scope
+    >
+  }).pipe(
+    Effect.map(open),
+    Effect.mapError((error) => new NotOpened(error)),
+    Effect.provideService(HttpServerRequest.HttpServerRequest, request)
   )
 
 /**
  * Gives the platform's request what its own server would have constructed it with. The field is the platform's own, and
  * private: it goes along when the request is modified, which a wrapper round the request would have to imitate.
  */
-export const provideUpgrade = (request: HttpServerRequest.HttpServerRequest, exchange: Http1Exchange): void => {
+export const provideUpgrade = (request: HttpServerRequest.HttpServerRequest, options: Options): void => {
   ;(request as unknown as { upgradeEffect: Effect.Effect<Socket.Socket> }).upgradeEffect = Effect.suspend(() =>
-    Socket.fromWebSocket(acquire(exchange))
+    lazySocket(acquire(request, options))
   )
 }

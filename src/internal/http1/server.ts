@@ -67,7 +67,7 @@ const gated = <E, R>(app: App.Default<E, R>, isWhole: boolean): App.Default<E, R
       })
     }
     exchange.fiber = fiber
-    provideUpgrade(request, exchange as Http1Exchange)
+    provideUpgrade(request, exchange.host.websocket)
     const gate: App.PreResponseHandler = (request, response) => exchange.gate(request, response)
     return Effect.matchCauseEffect(Effect.interruptible(app), {
       onFailure: (cause) => {
