@@ -36,6 +36,7 @@ import { parseAuthority } from "./authority.js"
 import { ConnectionImpl, makeListener } from "./connection.js"
 import { Deadlines } from "./deadlines.js"
 import { type Limits, Wire } from "./duplex/wire.js"
+import { hijacked } from "./hijack.js"
 import { type Answer, exchange, switched } from "./http1/client.js"
 import { ClientResponse } from "./http1/clientBody.js"
 import { type Message, message } from "./http1/clientRequest.js"
@@ -237,7 +238,10 @@ const ask = <A, B>(
         if (Exit.isFailure(exit) && !isRejected) {
           yield* carrier.connection.close(exit)
         } else if (carrier.finalizer !== undefined) {
-          const { finalizer } = carrier
+          const { finalizer, wire } = carrier
+          if (isRejected) {
+            wire.watchIdle()
+          }
           // After a refusal there is nothing to be flushed, and nothing to be waited for
           yield* Effect.addFinalizer((closed) => finalizer(isRejected ? exit : closed))
         }
@@ -352,9 +356,6 @@ export const upgrade = (
           )
         )
   })
-
-/** What a connection is that was taken behind an ordinary answer: a protocol without a token. */
-export const hijacked = Protocol.raw("hijack")
 
 const unsolicited = (protocol: string) =>
   Effect.fail(

@@ -2,11 +2,12 @@
 import * as Http from "node:http"
 import * as Https from "node:https"
 import type * as net from "node:net"
-import { HttpClientRequest, HttpServerResponse } from "@effect/platform"
+import { HttpClientRequest, HttpRouter, HttpServer, HttpServerResponse } from "@effect/platform"
 import { assert, describe, it } from "@effect/vitest"
-import { Effect } from "effect"
-import { Protocol, UpgradeClient, Upgraded, type UpgradeError } from "effect-upgrade"
-import { serveOrdinary } from "../support.js"
+import { Effect, Layer } from "effect"
+import { Protocol, Upgrade, UpgradeClient, Upgraded, type UpgradeError } from "effect-upgrade"
+import { Memory } from "../../src/testing/index.js"
+import { clientTls, echo, echoed, kinds, serve, serveOrdinary } from "../support.js"
 import { cert, key } from "../testing/certificate.js"
 import { nothingLeft, received } from "./support.js"
 
@@ -154,6 +155,70 @@ describe("hijack", () => {
       })
     )
   }
+})
+
+describe("hijack at both ends", () => {
+  for (const kind of kinds.filter((kind) => kind !== "memory")) {
+    it.scopedLive(`over ${kind}: goes on behind a 200, and closes like any session`, () =>
+      Effect.gen(function* () {
+        const attached = Effect.gen(function* () {
+          const upgraded = yield* Upgrade.hijack(HttpServerResponse.empty({ status: 200, headers: { "x-raw": "1" } }))
+          yield* echoed(upgraded)
+          return Upgrade.done
+        })
+        const running = yield* serve(attached, { kind, hijackable: () => true })
+        yield* Effect.scoped(
+          Effect.gen(function* () {
+            const upgraded = yield* UpgradeClient.hijack(
+              HttpClientRequest.bodyText(
+                HttpClientRequest.post(`${kind === "tls" ? "https" : "http"}://localhost:${running.port}/`),
+                "body"
+              ),
+              kind === "unix" ? { socketPath: (running.target as { readonly path: string }).path } : { tls: clientTls }
+            )
+            assert.strictEqual(upgraded.protocol, "hijack")
+            yield* Upgraded.write(upgraded, "raw bytes")
+            yield* Upgraded.end(upgraded)
+            assert.strictEqual(yield* received(upgraded), "raw bytes")
+          })
+        )
+        yield* running.idle
+      })
+    )
+  }
+})
+
+describe("the listener in memory", () => {
+  const app = HttpRouter.empty.pipe(
+    HttpRouter.get("/echo", echo),
+    HttpServer.serve(),
+    Layer.provideMerge(Memory.layer())
+  )
+
+  it.scoped("is asked over a socket of its own, without a port and on the test's Clock", () =>
+    Effect.gen(function* () {
+      const upgraded = yield* UpgradeClient.upgrade("http://localhost/echo", Protocol.raw("echo"), {
+        socket: Memory.socket
+      })
+      yield* Upgraded.write(upgraded, "in memory")
+      yield* Upgraded.end(upgraded)
+      assert.strictEqual(yield* received(upgraded), "in memory")
+    }).pipe(Effect.provide(app))
+  )
+
+  it.scoped("is asked again over the same connection, by what was switched", () =>
+    Effect.gen(function* () {
+      const first = yield* UpgradeClient.upgrade("http://localhost/echo", Protocol.raw("echo"), {
+        socket: Memory.socket
+      })
+      // What it echoes is the request itself, which is no answer: the connection is destroyed, for its owner too
+      const error = yield* Effect.flip(
+        UpgradeClient.upgrade("http://localhost/echo", Protocol.raw("echo"), { socket: first })
+      )
+      assert.strictEqual(error._tag, "ProtocolMismatch")
+      assert.isTrue(first.socket.destroyed)
+    }).pipe(Effect.provide(app))
+  )
 })
 
 describe("the platform's own server", () => {
