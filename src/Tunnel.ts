@@ -14,7 +14,9 @@
  * @since 0.1.0
  */
 
+import type { Agent } from "node:http"
 import type { Duplex } from "node:stream"
+import type { ConnectionOptions } from "node:tls"
 import type * as HttpApp from "@effect/platform/HttpApp"
 import type { HttpServerRequest } from "@effect/platform/HttpServerRequest"
 import type * as HttpServerResponse from "@effect/platform/HttpServerResponse"
@@ -27,6 +29,7 @@ import type * as Redacted from "effect/Redacted"
 import * as addresses from "./internal/tunnel/addresses.js"
 import * as connecting from "./internal/tunnel/connect.js"
 import * as internal from "./internal/tunnel/join.js"
+import * as proxying from "./internal/tunnel/reverseProxy.js"
 import { isUpgraded, type Upgraded } from "./Upgraded.js"
 import type { HandshakeRefused, UpgradeError } from "./UpgradeError.js"
 
@@ -266,3 +269,77 @@ export interface Credentials {
  * @category proxies
  */
 export const credentials: (request: HttpServerRequest) => Option.Option<Credentials> = connecting.credentials
+
+/**
+ * How requests are forwarded. All of it may be left out.
+ *
+ * - `upgrades` (`["websocket"]`): the tokens that are forwarded, `name` or `name/version`. Others are taken off the request,
+ *   which is then an ordinary one. Never name `h2c` before a backend that shall see each request pass here: in such a
+ *   tunnel a client asks whatever it likes.
+ * - `trust` (`false`): whether to believe the Forwarded and X-Forwarded-* fields that come in, for all clients or by the
+ *   address of the one that is connected. They are continued then, and replaced otherwise.
+ * - `preserveHost` (`false`): whether the backend sees the client's Host, in place of its own.
+ * - `via` (`"effect-upgrade"`): what this server calls itself in Via, on requests and responses.
+ * - `socketPath`: a Unix socket to connect to, in place of the host and port of the target.
+ * - `tls`: Node's options of TLS to the backend, for `https:`.
+ * - `agent` (one of this proxy's own that keeps connections alive): Node's agent for ordinary requests.
+ * - `connectTimeout` (10 s): how long connecting may take.
+ * - `headTimeout` (1 min): how long the backend may do nothing, neither take the request nor begin its answer. For a switch:
+ *   how long its answer may take.
+ * - `idleTimeout` (1 h): how long an answer may stand still, and a tunnel as in `join`; `halfClosedTimeout` as there.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface ReverseProxyOptions extends JoinOptions {
+  readonly upgrades?: ReadonlyArray<string> | undefined
+  readonly trust?: boolean | ((address: string | undefined) => boolean) | undefined
+  readonly preserveHost?: boolean | undefined
+  readonly via?: string | undefined
+  readonly socketPath?: string | undefined
+  readonly tls?: ConnectionOptions | undefined
+  readonly agent?: Agent | undefined
+  readonly connectTimeout?: Duration.DurationInput | undefined
+  readonly headTimeout?: Duration.DurationInput | undefined
+}
+
+/**
+ * An app that stands in front of a backend: it asks it for every request that it gets, and gives back what it answers, the
+ * content of both streamed. The path of the target is put before that of the request.
+ *
+ * A request that offers one of `upgrades` is offered to the backend with those tokens alone. Its 101 is checked first: it
+ * must name one of them, and have no content. Then the client gets its own 101 and the two are joined, with the early bytes
+ * of both. Anything else that the backend says, a 401 with its content, is given back as it is.
+ *
+ * Fields of one connection alone (RFC 9110 §7.6.1) go no further; Via, Forwarded and X-Forwarded-For, -Host and -Proto are
+ * set. A backend that cannot be reached, goes, or answers nonsense is answered with 502, one that is silent with 504, each
+ * with the reason in a line of text. When the client goes, the backend's request is cut off, and the other way round.
+ *
+ * It is an app like any other: put it on a router (`HttpRouter.mountApp`), and map its responses. Fails as `Upgrade.upgrade`.
+ * Throws a `TypeError` where the target is no URL of `http:`, `https:`, `ws:` or `wss:`.
+ *
+ * @example
+ * ```ts
+ * import { HttpRouter, HttpServer } from "@effect/platform"
+ * import { NodeRuntime } from "@effect/platform-node"
+ * import { Layer } from "effect"
+ * import { Tunnel, UpgradeServer } from "effect-upgrade"
+ *
+ * HttpRouter.empty.pipe(
+ *   HttpRouter.mountApp("/chat", Tunnel.reverseProxy("http://127.0.0.1:4000")),
+ *   HttpRouter.mountApp("/files", Tunnel.reverseProxy("http://files", {
+ *     socketPath: "/run/files.sock",
+ *     upgrades: ["sync/2"]
+ *   })),
+ *   HttpServer.serve(),
+ *   Layer.provide(UpgradeServer.layerNet({ port: 3000 })),
+ *   Layer.launch,
+ *   NodeRuntime.runMain
+ * )
+ * ```
+ *
+ * @since 0.1.0
+ * @category proxies
+ */
+export const reverseProxy = (target: string | URL, options: ReverseProxyOptions = {}): HttpApp.Default<UpgradeError> =>
+  proxying.reverseProxy(target, options)
