@@ -20,9 +20,13 @@ interface Reader {
   readonly resume: (effect: any) => void
   /** With which it goes on: `run`, or a `pull`. */
   readonly next: Effect.Effect<any, any, any>
+  /** The interruptions that its fiber had met when it began to wait: after another it may wait no more. */
+  readonly interrupts: Cause.Cause<never> | undefined
   /** It was woken, and has not gone on yet: it is the reader still. */
   woken: boolean
 }
+
+const interruptsOf = (fiber: AnyFiber): Cause.Cause<never> => fiber.getFiberRef(FiberRef.interruptedCause)
 
 const busy = new ConnectionError({
   reason: "Busy",
@@ -122,7 +126,7 @@ export abstract class Inbox<A, E, End> {
   protected offer(): void {
     const reader = this.reader!
     const { next } = reader
-    if (!(next instanceof Step)) {
+    if (!(next instanceof Step) || interruptsOf(reader.fiber) !== reader.interrupts) {
       this.wakeInline()
       return
     }
@@ -197,7 +201,7 @@ export abstract class Inbox<A, E, End> {
           : Effect.fail(ended.value)
         : Effect.async((resume) => {
             // The fiber takes the input itself, once it goes on: were it handed over, an interruption would lose it.
-            this.reader = { fiber, resume, next: pull, woken: false }
+            this.reader = { fiber, resume, next: pull, woken: false, interrupts: undefined }
           })
     })
     return pull
@@ -240,23 +244,11 @@ export abstract class Inbox<A, E, End> {
     const ended = this.ended()
     return ended === undefined
       ? Effect.async<End, E | ConnectionError | E2, R>((resume) => {
-          const reader: Reader = { fiber, resume, next: step, woken: false }
-          this.reader = reader
-          // What arrives after an interruption is not this handler's.
-          return Effect.sync(() => this.leave(reader))
+          this.reader = { fiber, resume, next: step, woken: false, interrupts: interruptsOf(fiber) }
         })
       : ended._tag === "None"
         ? Effect.succeed(this.outcome)
         : Effect.fail(ended.value)
-  }
-
-  private leave(reader: Reader): void {
-    if (this.reader === reader) {
-      this.reader = undefined
-    }
-    if (this.runner === reader.fiber) {
-      this.runner = undefined
-    }
   }
 
   /** The handler of `run` is through with its batch. */
