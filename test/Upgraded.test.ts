@@ -661,6 +661,7 @@ describe("detach", () => {
       const { peer, upgraded } = yield* open("early")
       yield* peer.reset
       yield* until(() => upgraded.socket.closed)
+      yield* turns(3)
       assert.strictEqual(textOf((yield* Upgraded.detach(upgraded)).leftover), "early")
     })
   )
