@@ -210,6 +210,26 @@ describe("the body of a client's request", () => {
     })
   )
 
+  it.live("is framed in one way, whatever the fields of the request say (RFC 9112 §6.3)", () =>
+    Effect.gen(function* () {
+      const pieces = Stream.make(Buffer.from("abc"))
+      const chunks = (request: HttpClientRequest.HttpClientRequest) =>
+        HttpClientRequest.setHeader(request, "transfer-encoding", "Chunked")
+      const unknown = yield* sent(chunks(post(HttpBody.stream(pieces))), echo, chunked)
+      assert.deepStrictEqual(
+        unknown.lines.filter((line) => /^(transfer-encoding|content-length)/.test(line)),
+        ["transfer-encoding: chunked"]
+      )
+      const known = yield* sent(chunks(post(HttpBody.stream(pieces, "text/x", 3))), echo, exactly(3))
+      assert.deepStrictEqual(
+        known.lines.filter((line) => /^(transfer-encoding|content-length)/.test(line)),
+        ["content-length: 3"]
+      )
+      yield* refused(chunks(post(HttpBody.text("abc"))))
+      yield* refused(HttpClientRequest.setHeader(chunks(post(HttpBody.stream(pieces))), "content-length", "3"))
+    })
+  )
+
   it.live("that is a form goes out with the boundary that its type names", () =>
     Effect.gen(function* () {
       const form = new FormData()
@@ -264,6 +284,27 @@ describe("the body of a client's request", () => {
       )
     )
   }
+
+  it.live("never goes on behind the length that it says: that would be another request", () =>
+    Effect.scoped(
+      Effect.gen(function* () {
+        const { server, socket } = yield* scripted()
+        const body = HttpBody.stream(
+          Stream.make("ab", "cGET / HTTP/1.1\r\n\r\n").pipe(
+            Stream.map((text) => Buffer.from(text)),
+            Stream.rechunk(1)
+          ),
+          "text/x",
+          3
+        )
+        const asking = yield* Effect.fork(attempt(UpgradeClient.upgrade(post(body), echo, { socket })))
+        yield* requestHead(server)
+        const { received } = yield* Effect.flip(server.receiveExactly(100))
+        assert.isAtMost(received.length, 3)
+        assert.strictEqual(failureOf(yield* Fiber.join(asking))?._tag, "InvalidRequest")
+      })
+    )
+  )
 
   it.live("stops at an answer that comes before its end, and the answer is there", () =>
     Effect.scoped(
