@@ -892,6 +892,7 @@ export class WebSocketImpl<IO extends Duplex = Duplex, Subprotocol extends strin
       const failure = Effect.fail(this.unsendable!)
       pings.forEach(({ resume }) => resume(failure))
     }
+    this.decoder.close()
     this.compression?.inflater.close()
     this.compression?.deflater.close()
     this.undeflated?.()

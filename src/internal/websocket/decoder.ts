@@ -247,14 +247,14 @@ export class Decoder {
   }
 
   private fail(violation: Violation, events: Array<Event>): void {
-    this.done = true
     this.others++
-    this.release()
+    this.close()
     events.push(violation)
   }
 
-  /** Lets go of what has come of a message. */
-  private release(): void {
+  /** Nothing follows: lets go of what has come of a message. */
+  close(): void {
+    this.done = true
     this.part = none as Buffer
     this.partSize = 0
     this.control = undefined
@@ -554,9 +554,8 @@ export class Decoder {
       this.fail(invalidReason, events)
       return
     }
-    this.done = true
     this.others++
-    this.release()
+    this.close()
     events.push(new Close(code, reason))
   }
 }
