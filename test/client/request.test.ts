@@ -220,11 +220,7 @@ describe("the body of a client's request", () => {
         unknown.lines.filter((line) => /^(transfer-encoding|content-length)/.test(line)),
         ["transfer-encoding: chunked"]
       )
-      const known = yield* sent(chunks(post(HttpBody.stream(pieces, "text/x", 3))), echo, exactly(3))
-      assert.deepStrictEqual(
-        known.lines.filter((line) => /^(transfer-encoding|content-length)/.test(line)),
-        ["content-length: 3"]
-      )
+      yield* refused(chunks(post(HttpBody.stream(pieces, "text/x", 3))))
       yield* refused(chunks(post(HttpBody.text("abc"))))
       yield* refused(HttpClientRequest.setHeader(chunks(post(HttpBody.stream(pieces))), "content-length", "3"))
     })
