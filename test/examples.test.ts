@@ -8,7 +8,9 @@ import type { Readable } from "node:stream"
 import { fileURLToPath } from "node:url"
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
+import * as Queue from "effect/Queue"
 import { vi } from "vitest"
+import * as Client from "ws"
 import * as Peer from "../src/testing/Peer.js"
 import { asking, clientTls } from "./support.js"
 import { cert, key } from "./testing/certificate.js"
@@ -68,12 +70,12 @@ class Program {
 }
 
 /** Starts an example; with the Scope it is killed. */
-const start = (name: string, env: Record<string, string> = {}) =>
+const start = (name: string, env: Record<string, string> = {}, args: ReadonlyArray<string> = []) =>
   Effect.acquireRelease(
     Effect.sync(
       () =>
         new Program(
-          spawn(process.execPath, ["--import", "tsx", `docs/examples/${name}.ts`], {
+          spawn(process.execPath, ["--import", "tsx", `docs/examples/${name}.ts`, ...args], {
             cwd: root,
             env: { ...process.env, PORT: "0", NO_COLOR: "1", ...env },
             stdio: ["ignore", "pipe", "pipe"]
@@ -274,6 +276,103 @@ describe("the example", () => {
         const refused = yield* other.receiveResponse
         assert.deepStrictEqual([refused.status, refused.headers.upgrade], [426, "echo"])
       }
+    })
+  )
+})
+
+interface Heard {
+  readonly client: Client.WebSocket
+  readonly next: Effect.Effect<string>
+  readonly closed: Promise<readonly [code: number, reason: string]>
+}
+
+/** A websocket of `ws` to an example, once it is open. */
+const webSocket = (port: number, path = "/", options: Client.ClientOptions = {}) =>
+  Effect.acquireRelease(
+    Effect.async<Heard>((resume) => {
+      const messages = Effect.runSync(Queue.unbounded<string>())
+      const client = new Client.WebSocket(`ws://127.0.0.1:${port}${path}`, options)
+      client.on("message", (data) => Queue.unsafeOffer(messages, String(data)))
+      const closed = new Promise<readonly [number, string]>((resolve) =>
+        client.once("close", (code, reason) => resolve([code, reason.toString()]))
+      )
+      client.once("open", () => resume(Effect.succeed({ client, next: Queue.take(messages), closed })))
+    }),
+    ({ client }) => Effect.sync(() => client.terminate())
+  )
+
+describe("the example of websockets", () => {
+  it.scoped("websocket-echo.ts echoes, deflated where it is told to agree to that", () =>
+    Effect.gen(function* () {
+      const program = yield* start("websocket-echo", { DEFLATE: "1" })
+      const { client, next } = yield* webSocket(yield* listening(program), "/", { perMessageDeflate: true })
+      assert.include(client.extensions, "permessage-deflate")
+      for (const message of ["one", "again ".repeat(200_000)]) {
+        client.send(message)
+        assert.strictEqual(yield* next, message)
+      }
+    })
+  )
+
+  it.scoped("websocket-client.ts echoes until it is closed, and exits with 0", () =>
+    Effect.gen(function* () {
+      const server = yield* Effect.acquireRelease(
+        Effect.async<Client.WebSocketServer>((resume) => {
+          const server = new Client.WebSocketServer({ port: 0, host: "127.0.0.1" })
+          server.once("listening", () => resume(Effect.succeed(server)))
+        }),
+        (server) => Effect.sync(() => server.close())
+      )
+      const echoed = new Promise<string>((resolve) =>
+        server.once("connection", (peer) => {
+          peer.send("echo this")
+          peer.once("message", (data) => {
+            resolve(String(data))
+            peer.close(1000, "thanks")
+          })
+        })
+      )
+      const program = yield* start("websocket-client", {}, [
+        `ws://127.0.0.1:${(server.address() as net.AddressInfo).port}`
+      ])
+      assert.strictEqual(yield* Effect.promise(() => echoed), "echo this")
+      const ended = yield* Effect.promise(() => program.ended)
+      assert.deepStrictEqual([ended.code, ended.stderr], [0, "closed: 1000 thanks\n"])
+    })
+  )
+
+  it.scoped("chat.ts tells all what one says, refuses what is no message, and says that it closes", () =>
+    Effect.gen(function* () {
+      const program = yield* start("chat")
+      const port = yield* listening(program)
+      const page = yield* sending(port, "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+      assert.include((yield* page.receiveResponse).text, "<title>Chat</title>")
+      // Without a name there is nothing to join as
+      const nameless = yield* sending(
+        port,
+        asking("/chat", {
+          token: "websocket",
+          fields: ["Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", "Sec-WebSocket-Version: 13"]
+        })
+      )
+      assert.strictEqual((yield* nameless.receiveResponse).status, 400)
+      const ada = yield* webSocket(port, "/chat?name=ada")
+      assert.deepStrictEqual(JSON.parse(yield* ada.next), { _tag: "Joined", name: "ada" })
+      const bob = yield* webSocket(port, "/chat?name=bob")
+      for (const { next } of [ada, bob]) {
+        assert.deepStrictEqual(JSON.parse(yield* next), { _tag: "Joined", name: "bob" })
+      }
+      bob.client.send(JSON.stringify({ text: "hi" }))
+      for (const { next } of [ada, bob]) {
+        assert.deepStrictEqual(JSON.parse(yield* next), { _tag: "Said", name: "bob", text: "hi" })
+      }
+      bob.client.send("{}")
+      assert.deepStrictEqual(yield* Effect.promise(() => bob.closed), [1007, "expected { text }"])
+      assert.deepStrictEqual(JSON.parse(yield* ada.next), { _tag: "Left", name: "bob" })
+      program.child.kill("SIGINT")
+      assert.deepStrictEqual(JSON.parse(yield* ada.next), { _tag: "Closing" })
+      assert.deepStrictEqual(yield* Effect.promise(() => ada.closed), [1001, ""])
+      assert.strictEqual((yield* Effect.promise(() => program.ended)).code, 0)
     })
   )
 })

@@ -8,7 +8,7 @@
 import { createServer } from "node:http"
 import { HttpRouter, HttpServer } from "@effect/platform"
 import { NodeRuntime } from "@effect/platform-node"
-import { Config, Console, Effect, Layer } from "effect"
+import { Config, Effect, Layer } from "effect"
 import { UpgradeServer, WebSocket } from "effect-upgrade"
 
 const echo = (compression: boolean) =>
@@ -18,12 +18,12 @@ const echo = (compression: boolean) =>
 
 const app = Layer.unwrapEffect(
   Effect.gen(function* () {
-    const port = yield* Config.port("PORT").pipe(Config.withDefault(9001))
+    const port = yield* Config.integer("PORT").pipe(Config.withDefault(9001))
     const compression = yield* Config.boolean("DEFLATE").pipe(Config.withDefault(false))
     return HttpRouter.empty.pipe(
       HttpRouter.get("*", echo(compression)),
       HttpServer.serve(),
-      Layer.merge(Layer.effectDiscard(Console.log(`ws://127.0.0.1:${port}`))),
+      HttpServer.withLogAddress,
       Layer.provide(UpgradeServer.layer(() => createServer(), { port }))
     )
   })
