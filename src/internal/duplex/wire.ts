@@ -61,25 +61,25 @@ const codeOf = (cause: unknown): string | undefined =>
 
 const resetCodes = new Set(["ECONNRESET", "EPIPE", "ECONNABORTED", "ERR_STREAM_PREMATURE_CLOSE"])
 
+/** Not checked by the schema again: a lost connection should cost little. */
+const failure = (reason: ConnectionError["reason"], description: string, cause?: unknown): ConnectionError =>
+  new ConnectionError(cause === undefined ? { reason, description } : { reason, description, cause }, true)
+
 /** What the system reported, as an error of the field. */
 const fromCause = (cause: unknown): ConnectionError => {
   const code = codeOf(cause)
   const text = cause instanceof Error ? cause.message : String(cause)
   if (code !== undefined && resetCodes.has(code)) {
-    return new ConnectionError({ reason: "Reset", description: `The peer reset the connection (${code}).`, cause })
+    return failure("Reset", `The peer reset the connection (${code}).`, cause)
   }
   if (code === "ETIMEDOUT") {
-    return new ConnectionError({ reason: "Timeout", description: `The connection timed out (${code}).`, cause })
+    return failure("Timeout", `The connection timed out (${code}).`, cause)
   }
   const write = typeof cause === "object" && cause !== null && "syscall" in cause && cause.syscall === "write"
-  return new ConnectionError({
-    reason: write ? "Write" : "Read",
-    description: `${write ? "Writing" : "Reading"} failed: ${text}`,
-    cause
-  })
+  return failure(write ? "Write" : "Read", `${write ? "Writing" : "Reading"} failed: ${text}`, cause)
 }
 
-const closed = (description: string) => new ConnectionError({ reason: "Closed", description })
+const closed = (description: string) => failure("Closed", description)
 
 function onData(this: Wired, bytes: Uint8Array) {
   this[kWire].receive(bytes)
