@@ -284,6 +284,23 @@ describe("an ordinary request", () => {
     })
   )
 
+  it.scopedLive("whose answer somebody replaces on its way is let go of", () =>
+    Effect.gen(function* () {
+      const behind = yield* backend
+      const proxy = yield* serve(
+        Effect.as(Tunnel.reverseProxy(`http://127.0.0.1:${behind.port}`), HttpServerResponse.text("replaced"))
+      )
+      const client = yield* proxy.connect
+      yield* client.send(get("/"))
+      const target = yield* behind.accept
+      yield* target.send(message("HTTP/1.1 200 OK", ["Content-Length: 1000"], "some"))
+      assert.strictEqual((yield* client.receiveResponse).text, "replaced")
+      yield* target.closed
+      yield* target.end
+      yield* left(behind)
+    })
+  )
+
   it.scopedLive("by CONNECT gets 405, and opens nothing", () =>
     Effect.gen(function* () {
       const { behind, proxy } = yield* scripted()
