@@ -199,7 +199,11 @@ export type SubprotocolOf<O> = O extends { readonly subprotocols: ReadonlyArray<
   ? O extends { readonly requireSubprotocol: true }
     ? S
     : S | undefined
-  : undefined
+  : "subprotocols" extends keyof O
+    ? O["subprotocols"] extends ReadonlyArray<infer S extends string> | undefined
+      ? S | undefined
+      : undefined
+    : undefined
 
 /**
  * Whether a value is a websocket.

@@ -46,13 +46,13 @@ const receiveTexts = (peer: Peer.Peer, count: number): Effect.Effect<ReadonlyArr
 
 interface Opened {
   readonly peer: Peer.Peer
-  readonly ws: WebSocket.WebSocket<Duplex, undefined>
+  readonly ws: WebSocket.WebSocket
 }
 
 /** A server whose websockets are handed out, and peers that speak to them by hand. */
 const opening = (options: WebSocket.Options = {}, fields?: Readonly<Record<string, string>>) =>
   Effect.gen(function* () {
-    const queue = yield* Queue.unbounded<WebSocket.WebSocket<Duplex, undefined>>()
+    const queue = yield* Queue.unbounded<WebSocket.WebSocket>()
     const served = yield* serve(
       WebSocket.onUpgrade(options, (ws) =>
         Effect.zipRight(
