@@ -116,7 +116,7 @@ const handshake = <A>(
     return Effect.sync(stop)
   })
 
-/** Done when the carrier has taken all that was written before: TLS begins behind it. */
+/** Done when the carrier has taken all that was written before, for which TLS of Node before 20.6 does not wait. */
 const flushed = (socket: Duplex): Effect.Effect<void> =>
   Effect.async((resume) => {
     if (socket.writableLength === 0) {

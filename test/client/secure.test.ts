@@ -215,6 +215,22 @@ describe("TLS in place", () => {
     })
   )
 
+  it.effect("has the time limits of the connection below it", () =>
+    Effect.scoped(
+      Effect.gen(function* () {
+        const running = yield* serve(securing)
+        const plain = yield* UpgradeClient.upgrade(`http://localhost:${running.port}/`, tlsOver, {
+          idleTimeout: "1 minute"
+        })
+        const secured = yield* Upgraded.secure(plain, client)
+        const reading = yield* Effect.fork(Effect.flip(received(secured)))
+        yield* turn
+        yield* TestClock.adjust("1 minute")
+        assert.strictEqual((yield* Fiber.join(reading)).reason, "Timeout")
+      })
+    )
+  )
+
   it.scopedLive("knows the client's certificate, and the protocol of ALPN", () =>
     Effect.gen(function* () {
       const known = yield* Deferred.make<readonly [string, string | false | null]>()
@@ -278,6 +294,7 @@ describe("TLS in place that fails", () => {
               yield* end(peer)
               const error = yield* Fiber.join(securing)
               assert.isTrue(error._tag === "TlsFailed" || error.reason === "Reset")
+              assert.notInclude(error.message, "took longer")
               assert.isTrue(socket.destroyed)
             })
           )
@@ -296,6 +313,7 @@ describe("TLS in place that fails", () => {
         yield* ended.peer.end
         yield* received(ended.upgraded)
         assert.strictEqual((yield* Effect.flip(Upgraded.secure(ended.upgraded, client)))._tag, "TlsFailed")
+        assert.isTrue(ended.socket.destroyed)
         const bad = yield* switched
         const options = { role: "server", cert: "nonsense", key } as const
         assert.strictEqual((yield* Effect.flip(Upgraded.secure(bad.upgraded, options)))._tag, "TlsFailed")
