@@ -162,7 +162,7 @@ export interface CommonOptions {
  * Which pages may open a websocket, by the Origin that a browser sends (RFC 6455 §10.2).
  *
  * - `"same-host"`: those of the host that the request names in `Host`, port included.
- * - a list: these origins, as `"https://app.example"`, with `*` for one label or more (`"https://*.example.com"`), or
+ * - a list: these origins, as `"https://app.example"`, with `*` for one label (`"https://*.example.com"`), or
  *   as a `RegExp` over all of it. The same host is not among them unless it is named.
  * - a function of the origin and the `Host`.
  * - `"any"`: every page of the world can connect in the name of the user who visits it, with the user's cookies.
