@@ -375,11 +375,14 @@ describe("a switch", () => {
   it.scopedLive("sends the backend nothing of the new protocol before its 101, nor the client before its own", () =>
     Effect.gen(function* () {
       const both = yield* scripted()
-      const { client, target } = yield* asked(both, offer("optimistic"))
+      const { client, head, target } = yield* asked(both, offer("optimistic"))
       yield* turns(20)
-      yield* target.send(switched)
+      assert.strictEqual((target.socket as net.Socket).bytesRead, head.length)
+      assert.strictEqual((client.socket as net.Socket).bytesRead, 0)
+      yield* target.send(`${switched}early`)
       assert.strictEqual(text(yield* target.receiveExactly(10)), "optimistic")
       assert.strictEqual((yield* client.receiveHead).status, 101)
+      assert.strictEqual(text(yield* client.receiveExactly(5)), "early")
     })
   )
 
