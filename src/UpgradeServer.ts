@@ -44,7 +44,7 @@ import type * as WebSocket from "./WebSocket.js"
  *   interrupted, and the client gets 503. Ordinary requests have no such limit.
  * - `bodyTimeout` (30 s): how long a switch waits for the rest of the request's body. Then the client gets 408.
  * - `claimTimeout` (10 s): how long a connection of `Upgrade.respond` may lie unclaimed before it is closed.
- * - `writeTimeout` (2 min): how long a write may wait while nothing leaves the process (a slow peer empties the system's own buffer first), before `ConnectionError` `Timeout`.
+ * - `writeTimeout` (2 min): how long a write may wait while nothing leaves the process (a slow peer empties the system's own buffer first), before `ConnectionError` `Timeout`. The answer to a request that offers a switch may wait as long, from `decisionTimeout` on; the connection is closed then.
  * - `idleTimeout` (1 h): how long nothing may move on a switched connection, either way, before the same.
  * - `closeTimeout` (5 s): how long closing may take, from the FIN to the peer's.
  * - `drainTimeout` (0): how long sessions, and requests that offer a switch, may go on after the shutdown began, before
