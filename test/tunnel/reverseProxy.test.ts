@@ -4,6 +4,7 @@ import * as HttpRouter from "@effect/platform/HttpRouter"
 import * as HttpServerRequest from "@effect/platform/HttpServerRequest"
 import * as HttpServerResponse from "@effect/platform/HttpServerResponse"
 import { assert, describe, it } from "@effect/vitest"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as FastCheck from "effect/FastCheck"
 import * as Fiber from "effect/Fiber"
@@ -281,6 +282,8 @@ describe("an ordinary request", () => {
       const client = yield* both.proxy.connect
       yield* client.send(options(0))
       assert.strictEqual((yield* client.receiveHead).status, 204)
+      yield* client.send(message("TRACE / HTTP/1.1", ["Host: a", "Max-Forwards: 0"]))
+      assert.strictEqual((yield* client.receiveHead).status, 405)
     })
   )
 
@@ -298,6 +301,43 @@ describe("an ordinary request", () => {
       yield* target.closed
       yield* target.end
       yield* left(behind)
+    })
+  )
+
+  it.scopedLive("RFC 9112 §6.1: in a coding that is not understood gets 501, and goes nowhere", () =>
+    Effect.gen(function* () {
+      const { behind, proxy } = yield* scripted()
+      const client = yield* proxy.connect
+      yield* client.send(message("POST / HTTP/1.1", ["Host: a", "Transfer-Encoding: gzip, chunked"], "0\r\n\r\n"))
+      assert.strictEqual((yield* client.receiveResponse).status, 501)
+      assert.strictEqual(yield* behind.open, 0)
+    })
+  )
+
+  it.scopedLive("whose target was made one that cannot be sent gets 400", () =>
+    Effect.gen(function* () {
+      const behind = yield* backend
+      const proxy = yield* serve(
+        Effect.updateService(
+          Tunnel.reverseProxy(`http://127.0.0.1:${behind.port}`),
+          HttpServerRequest.HttpServerRequest,
+          (request) => request.modify({ url: "/a b" })
+        )
+      )
+      const client = yield* proxy.connect
+      yield* client.send(get("/"))
+      assert.strictEqual((yield* client.receiveResponse).status, 400)
+    })
+  )
+
+  it.scopedLive("in HTTP/1.0 without a Host is forwarded as what it is", () =>
+    Effect.gen(function* () {
+      const both = yield* scripted({ preserveHost: true, idleTimeout: Duration.infinity })
+      const { client, head, target } = yield* asked(both, "GET / HTTP/1.0\r\n\r\n")
+      assert.match(head, /^Host: \r\n/m)
+      assert.match(head, /^Via: 1\.0 effect-upgrade\r\nForwarded: for=127\.0\.0\.1;proto=http\r$/m)
+      yield* target.send(message("HTTP/1.1 200 OK", ["Transfer-Encoding: chunked"], "2\r\nok\r\n0\r\n\r\n"))
+      assert.match(text(yield* client.receiveAll), /\r\n\r\nok$/)
     })
   )
 
@@ -404,6 +444,37 @@ describe("a switch", () => {
       yield* target.send("HTTP/1.1 101 UPGRADED\r\nContent-Type: x/raw\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n")
       assert.strictEqual((yield* client.receiveHead).headers["content-type"], "x/raw")
       assert.strictEqual(text(yield* target.receiveExactly(5)), "stdin")
+    })
+  )
+
+  it.scopedLive("of a request with chunked content is asked with the same content", () =>
+    Effect.gen(function* () {
+      const both = yield* scripted({ idleTimeout: Duration.infinity })
+      const { client, head, target } = yield* asked(
+        both,
+        asking("/", {
+          method: "POST",
+          token: "websocket",
+          fields: ["Transfer-Encoding: chunked"],
+          content: "5\r\nhello\r\n0\r\n\r\nearly"
+        })
+      )
+      assert.match(head, /^transfer-encoding: chunked\r$/im)
+      assert.match(text(yield* target.receiveUntil("0\r\n\r\n")), /hello/)
+      yield* target.send(message("HTTP/1.1 403 Forbidden", ["Content-Length: 2"], "no"))
+      assert.strictEqual((yield* client.receiveResponse).text, "no")
+      assert.strictEqual((yield* client.receiveAll).length, 0)
+    })
+  )
+
+  it.scopedLive("that is answered without content is answered so", () =>
+    Effect.gen(function* () {
+      const both = yield* scripted()
+      const { client, target } = yield* asked(both, asking("/", { method: "HEAD", token: "websocket" }))
+      yield* target.send(message("HTTP/1.1 404 Not Found", ["Content-Length: 10"]))
+      const head = yield* client.receiveHead
+      assert.deepStrictEqual([head.status, head.headers["content-length"]], [404, "10"])
+      yield* target.closed
     })
   )
 
@@ -572,6 +643,23 @@ describe("a backend", () => {
       yield* target.closed
       yield* target.end
       yield* left(all.behind)
+    })
+  )
+
+  it.scoped("that takes its time for a request that is still sent is waited for", () =>
+    Effect.gen(function* () {
+      const all = yield* scripted({ headTimeout: "30 seconds" })
+      const { client, target } = yield* asked(all, message("POST / HTTP/1.1", ["Host: a", "Content-Length: 4"]))
+      for (const piece of ["a", "b", "c", "d"]) {
+        yield* turns(10)
+        yield* TestClock.adjust("20 seconds")
+        yield* client.send(piece)
+        yield* target.receiveExactly(1)
+      }
+      yield* turns(10)
+      yield* TestClock.adjust("20 seconds")
+      yield* target.send(message("HTTP/1.1 200 OK", ["Content-Length: 1"], "x"))
+      assert.strictEqual((yield* client.receiveResponse).text, "x")
     })
   )
 

@@ -16,7 +16,7 @@ import type { Field } from "./fields.js"
 export class BackendError {
   readonly _tag = "BackendError"
   constructor(
-    readonly status: 400 | 502 | 504,
+    readonly status: 400 | 501 | 502 | 504,
     readonly description: string
   ) {}
 }
@@ -117,13 +117,9 @@ const send = (backend: Backend, asked: Asked, progress: Progress): Effect.Effect
       if (asked.body === undefined) {
         request.end()
       } else {
-        const { body } = asked
-        body.pipe(request)
-        body.once("close", () => {
-          if (!body.complete) {
-            request.destroy()
-          }
-        })
+        // The backend may refuse by the head alone. A client that goes in the middle interrupts whoever waits here
+        request.flushHeaders()
+        asked.body.pipe(request)
       }
     }
     try {

@@ -125,7 +125,7 @@ const forward = (proxy: Proxy, request: Request): Effect.Effect<Response, never,
     const coding = message.headers["transfer-encoding"]
     if (coding !== undefined && !/^chunked$/i.test(coding)) {
       // RFC 9112 §6.1: it would have to be undone here
-      return answer(new BackendError(502, "The proxy understands no Transfer-Encoding but chunked."))
+      return answer(new BackendError(501, "The proxy understands no Transfer-Encoding but chunked."))
     }
     const all = fieldsFor(proxy, message)
     const left = forwardsLeft(method, all)
@@ -201,10 +201,8 @@ const refusal = (
       status,
       ...responseFields(advertising(proxy, status, flat(response.headers)), "1.1", proxy.via)
     }
-    const exchange = exchangeOf(request)
-    if (exchange !== undefined) {
-      exchange.refused = true
-    }
+    // What offers a switch has an exchange
+    exchangeOf(request)!.refused = true
     if (hasNoContent(request, status)) {
       return HttpServerResponse.empty(options)
     }
