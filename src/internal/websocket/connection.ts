@@ -45,6 +45,9 @@ const variance = { _IO: (_: never) => _, _Subprotocol: (_: never) => _ }
 /** Above this much that is decoded and unread, the peer is stopped. */
 const HIGH_WATER = 32 * 1024
 
+/** What a read costs beside its bytes, so that a peer who sends the smallest messages one by one is bounded too. */
+const PIECE = 256
+
 /** So much is encoded before it is written, however much is to be sent in one turn. */
 const FLUSH_AT = 64 * 1024
 
@@ -183,7 +186,7 @@ export class WebSocketImpl<IO extends Duplex = Duplex, Subprotocol extends strin
       return
     }
     this.reads++
-    this.size += bytes.length
+    this.size += bytes.length + PIECE
     this.isReceiving = true
     const { backlog, decoder, queue } = this
     if (backlog !== undefined) {
