@@ -493,8 +493,11 @@ export const connect: {
  * leaves in one write: a handler that finishes synchronously costs next to nothing. While it runs the peer is stopped
  * at a bound.
  *
- * Fails with a `WebSocketError`, after all messages that came before it; with the handler's own errors; and with
- * `ConnectionError` `Busy` while another fiber reads.
+ * What the handlers send still leaves before the answer to the peer's Close, or to what broke the protocol: those wait
+ * until the messages before them are handled, for `closeTimeout` at most.
+ *
+ * Fails with a `WebSocketError`, after all messages that came before it; with the handler's own errors, after which
+ * another `run` goes on with the next message; and with `ConnectionError` `Busy` while another fiber reads.
  *
  * @since 0.1.0
  * @category receiving
