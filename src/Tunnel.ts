@@ -278,7 +278,8 @@ export const credentials: (request: HttpServerRequest) => Option.Option<Credenti
  *   tunnel a client asks whatever it likes.
  * - `trust` (`false`): whether to believe the Forwarded and X-Forwarded-* fields that come in, for all clients or by the
  *   address of the one that is connected. They are continued then, and replaced otherwise.
- * - `preserveHost` (`false`): whether the backend sees the client's Host, in place of its own.
+ * - `preserveHost` (`true`): whether the backend sees the client's Host, in place of that of the target. A check of Origin
+ *   needs it, as `WebSocket`'s does; a backend that serves several names by Host may need its own.
  * - `via` (`"effect-upgrade"`): what this server calls itself in Via, on requests and responses.
  * - `socketPath`: a Unix socket to connect to, in place of the host and port of the target.
  * - `tls`: Node's options of TLS to the backend, for `https:`.

@@ -68,7 +68,7 @@ const makeProxy = (target: string | URL, options: ReverseProxyOptions): Proxy =>
     allowed: parseOffers((options.upgrades ?? ["websocket"]).join(", ")),
     via: options.via ?? "effect-upgrade",
     trusts: typeof trust === "function" ? trust : () => trust,
-    preservesHost: options.preserveHost ?? false,
+    preservesHost: options.preserveHost ?? true,
     options
   }
 }
@@ -100,7 +100,7 @@ const fieldsFor = (proxy: Proxy, message: IncomingMessage): ReadonlyArray<Field>
   return requestFields(message.rawHeaders, origin, {
     trust: proxy.trusts(origin.address),
     via: proxy.via,
-    host: proxy.preservesHost ? (origin.host ?? "") : proxy.backend.url.host
+    host: (proxy.preservesHost ? origin.host : undefined) ?? proxy.backend.url.host
   })
 }
 
