@@ -13,7 +13,7 @@ import * as Option from "effect/Option"
 import { ConnectionError } from "../../UpgradeError.js"
 import type { Deadline, Deadlines } from "../deadlines.js"
 import { type AnyFiber, Immediate, Inbox } from "./inbox.js"
-import { bytesSent, unflow, unsent } from "./node.js"
+import { bytesSent, lend, unflow, unsent } from "./node.js"
 
 /** Above this much unread input the socket is paused. With Node's own buffers a connection holds less than 256 KiB. */
 const HIGH_WATER = 32 * 1024
@@ -46,6 +46,10 @@ interface Waiter {
 /** A protocol that takes what the connection brings in the socket's own callbacks, in place of those who read the queue. */
 export interface Tenant {
   readonly receive: (bytes: Uint8Array) => void
+  /** Where what comes next may be read to directly. */
+  readonly space: Uint8Array | undefined
+  /** So much was read to `space`. */
+  readonly filled: (size: number) => void
   /** The peer's FIN was read. */
   readonly onEof: () => void
   /** The connection failed, or closed; `wire.error` says why. */
@@ -83,6 +87,39 @@ const closed = (description: string) => failure("Closed", description)
 
 function onData(this: Wired, bytes: Uint8Array) {
   this[kWire].receive(bytes)
+}
+
+/** What all sockets that have a tenant read to; nobody else sees it. */
+const shared = Buffer.allocUnsafeSlow(FULL_READ)
+
+/** What the socket that has just read reads to next. */
+let next: Uint8Array = shared
+
+const nextBuffer = () => next
+
+let slab = Buffer.allocUnsafeSlow(0)
+let slabAt = 0
+
+/** What was read to `shared`, in memory of its own. */
+const copied = (size: number): Buffer => {
+  if (size > FULL_READ / 4) {
+    const copy = Buffer.allocUnsafeSlow(size)
+    copy.set(shared.subarray(0, size))
+    return copy
+  }
+  if (slabAt + size > slab.length) {
+    slab = Buffer.allocUnsafeSlow(FULL_READ)
+    slabAt = 0
+  }
+  const start = slabAt
+  slabAt += size
+  shared.copy(slab, start, 0, size)
+  return slab.subarray(start, slabAt)
+}
+
+function onRead(this: Duplex, size: number, buffer: Uint8Array): boolean {
+  next = (this as Wired)[kWire].read(size, buffer === shared)
+  return true
 }
 
 function onEnd(this: Wired) {
@@ -160,17 +197,35 @@ export class Wire extends Inbox<Uint8Array, ConnectionError, void> {
 
   // ---------------------------------------------------------------------------------------------------------- reading
 
-  receive(bytes: Uint8Array): void {
-    if (this.discarding) {
-      return
+  /** Takes what was read to a buffer of ours, and says where to read to next. */
+  read(size: number, isShared: boolean): Uint8Array {
+    const { tenant } = this
+    if (this.detached) {
+      this.socket.push(copied(size))
+    } else if (isShared) {
+      this.receive(copied(size))
+    } else if (!this.discarding) {
+      this.count(size)
+      tenant!.filled(size)
     }
-    this.received += bytes.length
-    if (bytes.length >= FULL_READ && !this.yielding) {
+    return (this.discarding || this.detached ? undefined : tenant!.space) ?? shared
+  }
+
+  private count(size: number): void {
+    this.received += size
+    if (size >= FULL_READ && !this.yielding) {
       // There is more: the system would go on reading this socket up to 32 times before it looks at another.
       this.yielding = true
       this.flow()
       setImmediate(takeTurn, this)
     }
+  }
+
+  receive(bytes: Uint8Array): void {
+    if (this.discarding) {
+      return
+    }
+    this.count(bytes.length)
     if (this.intake !== undefined) {
       const rest = this.intake(bytes)
       if (rest === undefined || rest.length === 0) {
@@ -261,6 +316,9 @@ export class Wire extends Inbox<Uint8Array, ConnectionError, void> {
     this.resume()
     for (const bytes of unread) {
       tenant.receive(Buffer.from(bytes))
+    }
+    if (!this.eof && !this.isClosed) {
+      lend(this.socket, shared, onRead, nextBuffer)
     }
     if (this.eof) {
       tenant.onEof()

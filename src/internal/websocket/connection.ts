@@ -182,20 +182,36 @@ export class WebSocketImpl<IO extends Duplex = Duplex, Subprotocol extends strin
   // ---------------------------------------------------------------------------------------------------------- receiving
 
   receive(bytes: Uint8Array): void {
+    this.arrived(bytes.length, bytes)
+  }
+
+  get space(): Uint8Array | undefined {
+    return this.decoder.space
+  }
+
+  filled(size: number): void {
+    this.arrived(size, undefined)
+  }
+
+  /** So much came: in `bytes`, or in the decoder's own space. */
+  private arrived(size: number, bytes: Uint8Array | undefined): void {
     if (this.event !== undefined || this.failure !== undefined || this.due !== undefined) {
       return
     }
     this.reads++
-    this.size += bytes.length + PIECE
+    this.size += size + PIECE
     this.isReceiving = true
-    const { backlog, decoder, queue } = this
-    if (backlog !== undefined) {
-      decoder.decode(bytes, backlog)
+    const { decoder, queue } = this
+    const events: Array<Event> = this.backlog ?? queue
+    const before = queue.length
+    if (bytes === undefined) {
+      decoder.filled(size, events)
     } else {
-      const before = queue.length
-      decoder.decode(bytes, queue as Array<Event>)
+      decoder.decode(bytes, events)
+    }
+    if (events === queue) {
       if (decoder.others > 0) {
-        this.sort(queue.splice(before))
+        this.sort(events.splice(before))
       }
       if (queue.length > before) {
         this.messagesIn++

@@ -52,6 +52,9 @@ export const isMessage = (event: Event): event is string | Uint8Array =>
 /** What is allocated at once for a message that has not arrived; beyond it the buffer doubles as the bytes come. */
 const EAGER = 1024 * 1024
 
+/** So much of a payload must be missing for a read of its own. */
+const DIRECT = 16 * 1024
+
 const none = new Uint8Array(0)
 
 const masked = new Violation(CloseCode.ProtocolError, "RFC 6455 §5.1", "A server must not mask its frames.")
@@ -445,17 +448,25 @@ export class Decoder {
       return next
     }
     if (size > 0) {
-      this.append(bytes, at, next)
-      if (this.message === Opcode.Text && !this.isCompressed) {
-        // RFC 6455 §8.1: a peer that sends garbage is told at once, not at the end of the message
-        this.validated = validateUpTo(this.part, this.validated, this.partSize)
-        if (this.validated === -1) {
-          this.fail(invalidText, events)
-          return next
-        }
+      this.reserve(size, this.partSize + size + this.remaining)
+      this.part.set(bytes.subarray(at, next), this.partSize)
+    }
+    this.took(size, events)
+    return next
+  }
+
+  /** So much more of the payload is in its place, unmasked. */
+  private took(size: number, events: Array<Event>): void {
+    this.partSize += size
+    if (size > 0 && this.message === Opcode.Text && !this.isCompressed) {
+      // RFC 6455 §8.1: a peer that sends garbage is told at once, not at the end of the message
+      this.validated = validateUpTo(this.part, this.validated, this.partSize)
+      if (this.validated === -1) {
+        this.fail(invalidText, events)
+        return
       }
     }
-    if (isWhole) {
+    if (this.remaining === 0) {
       this.opcode = -1
       if (this.isFinal) {
         const { part, partSize, validated } = this
@@ -463,23 +474,44 @@ export class Decoder {
         this.finish(part, 0, partSize, validated, events)
       }
     }
-    return next
   }
 
-  private append(bytes: Buffer, at: number, next: number): void {
-    const size = this.partSize + next - at
-    if (size > this.part.length) {
+  /** Makes room for `size` bytes more of a message that comes to `announced` with this frame. */
+  private reserve(size: number, announced: number): void {
+    const needed = this.partSize + size
+    if (needed > this.part.length) {
       // What the frame announces was held against the limit; only so much of it is believed at once.
-      const announced = size + this.remaining
-      const capacity = announced <= EAGER ? announced : Math.max(EAGER, Math.min(announced, size * 2), size)
+      const capacity = announced <= EAGER ? announced : Math.max(EAGER, Math.min(announced, needed * 2), needed)
       const grown = Buffer.allocUnsafeSlow(
         this.isFinal ? capacity : Math.min(Math.max(capacity, this.part.length * 2), this.limits.maxMessageSize)
       )
       grown.set(this.part.subarray(0, this.partSize))
       this.part = grown
     }
-    this.part.set(bytes.subarray(at, next), this.partSize)
-    this.partSize = size
+  }
+
+  /** Where the rest of a large payload may be read to, rather than be given to `decode`. */
+  get space(): Uint8Array | undefined {
+    if (this.done || this.opcode === -1 || this.opcode >= 8 || this.remaining < DIRECT) {
+      return undefined
+    }
+    this.reserve(DIRECT, this.partSize + this.remaining)
+    return this.part.subarray(this.partSize, this.partSize + this.remaining)
+  }
+
+  /** So many bytes were read to `space`. */
+  filled(size: number, events: Array<Event>): void {
+    this.others = 0
+    if (this.done) {
+      return
+    }
+    const end = this.partSize + size
+    if (this.key !== 0) {
+      mask(this.part, this.partSize, end, this.key, this.phase)
+      this.phase = (this.phase + size) & 3
+    }
+    this.remaining -= size
+    this.took(size, events)
   }
 
   /** The message is all there, in `bytes` from `start` to `end`; up to `validated` it is known to be UTF-8. */
