@@ -116,6 +116,22 @@ describe.each(kinds)("a peer that closes, over %s,", (kind) => {
     })
   )
 
+  it.scoped("and resets while its messages are handled has closed all the same", () =>
+    Effect.gen(function* () {
+      const { open } = yield* opening(kind)
+      const { peer, send, ws } = yield* open()
+      const go = yield* Deferred.make<void>()
+      const running = yield* Effect.fork(WebSocket.run(ws, () => Deferred.await(go)))
+      yield* turns(1)
+      yield* send(message("a"), close(1001, "leaving"))
+      yield* turns(5)
+      yield* peer.reset
+      yield* until(() => ws.upgraded.socket.destroyed)
+      yield* Deferred.succeed(go, undefined)
+      assert.deepStrictEqual(yield* Fiber.join(running), { code: 1001, reason: "leaving" })
+    })
+  )
+
   it.scoped("and ends at once gets the answers still", () =>
     Effect.gen(function* () {
       const { connect } = yield* serve(

@@ -17,17 +17,37 @@ interface Reading {
   readonly masked?: boolean | undefined
   readonly compression?: boolean | undefined
   readonly limits?: Partial<Limits> | undefined
+  readonly direct?: boolean | undefined
 }
 
 const decoderOf = ({ compression = false, masked = true, ...given }: Reading = {}): Decoder =>
   new Decoder(masked, compression, { ...limits, ...given.limits })
+
+/** Decodes a read: with `direct`, the rest of a large payload by way of the decoder's own space, as a socket does. */
+const feed = (decoder: Decoder, read: Uint8Array, events: Array<Event>, direct: boolean): void => {
+  let rest = Buffer.from(read)
+  let others = 0
+  while (rest.length > 0) {
+    const space = direct ? decoder.space : undefined
+    const size = Math.min(rest.length, space?.length ?? rest.length)
+    if (space === undefined) {
+      decoder.decode(rest, events)
+    } else {
+      space.set(rest.subarray(0, size))
+      decoder.filled(size, events)
+    }
+    others += decoder.others
+    rest = rest.subarray(size)
+  }
+  decoder.others = others
+}
 
 const decodeEach = (pieces: ReadonlyArray<Uint8Array>, reading?: Reading): Array<Event> => {
   const decoder = decoderOf(reading)
   const events: Array<Event> = []
   for (const piece of pieces) {
     const before = events.length
-    decoder.decode(Buffer.from(piece), events)
+    feed(decoder, piece, events, reading?.direct === true)
     const others = events.slice(before).filter((event) => typeof event !== "string" && !(event instanceof Uint8Array))
     assert.strictEqual(decoder.others, others.length)
   }
@@ -118,9 +138,9 @@ const encoded = (messages: ReadonlyArray<string | Uint8Array>, masks: boolean): 
 
 describe("decoding", () => {
   it("undoes encoding, for any messages, masked or not, however the bytes are split", () => {
-    law(messages, FastCheck.boolean(), cuts, (messages, masked, at) => {
+    law(messages, FastCheck.boolean(), FastCheck.boolean(), cuts, (messages, masked, direct, at) => {
       const pieces = cut(encoded(messages, masked), at)
-      assert.deepStrictEqual(shown(pieces, { masked }), messages.map(showMessage))
+      assert.deepStrictEqual(shown(pieces, { masked, direct }), messages.map(showMessage))
     })
   })
 
@@ -140,7 +160,8 @@ describe("decoding", () => {
   const keys = FastCheck.uint8Array({ minLength: 4, maxLength: 4 })
 
   it("puts any fragments together, with control frames between them, in any split (RFC 6455 §5.4)", () => {
-    law(FastCheck.array(fragmented, { maxLength: 4 }), FastCheck.boolean(), keys, cuts, (sent, masked, key, at) => {
+    const sequence = FastCheck.array(fragmented, { maxLength: 4 })
+    law(sequence, FastCheck.boolean(), FastCheck.boolean(), keys, cuts, (sent, masked, direct, key, at) => {
       const frames: Array<Frame> = []
       const expected: Array<string> = []
       const mask = masked ? key : undefined
@@ -164,7 +185,7 @@ describe("decoding", () => {
         })
         expected.push(showMessage(message))
       }
-      assert.deepStrictEqual(shown(cut(encodeFrames(frames), at), { masked }), expected)
+      assert.deepStrictEqual(shown(cut(encodeFrames(frames), at), { masked, direct }), expected)
     })
   })
 
@@ -863,6 +884,26 @@ describe("text", () => {
         assert.strictEqual(refused, isValid ? undefined : Math.min(right + 1, content.length))
       }
     )
+  })
+
+  it("of many bytes is refused in the read in which its first wrong byte comes, wherever it is read to", () => {
+    law(FastCheck.nat(79_800), FastCheck.constantFrom(...invalidTexts), FastCheck.boolean(), (at, vector, direct) => {
+      const content = Buffer.alloc(80_000, "a")
+      const wrong = hex(vector)
+      wrong.copy(content, at)
+      const first = at + utf8Prefix(Buffer.concat([content.subarray(at, at + wrong.length), content.subarray(0, 1)]))
+      const decoder = decoderOf()
+      const frame = encode({ opcode: Opcode.Text, payload: content, key })
+      for (let start = 0; start < frame.length; start += 1000) {
+        const events: Array<Event> = []
+        feed(decoder, frame.subarray(start, start + 1000), events, direct)
+        const isDue = start + 1000 > Math.min(first, content.length - 1) + 14
+        assert.deepStrictEqual(events.map(show), isDue ? [violation] : [])
+        if (isDue) {
+          break
+        }
+      }
+    })
   })
 
   it("keeps a byte order mark, which is a character of it", () => {
