@@ -221,17 +221,32 @@ describe.each(kinds)("reading over %s", (kind) => {
     Effect.gen(function* () {
       const { open } = yield* opening(kind)
       const { send, ws } = yield* open()
-      yield* send(message("a"), message("b"), message("c"), close(1000))
+      yield* send(...["fail", "die", "throw", "wait", "last"].map(message), close(1000))
       yield* turns(5)
       const seen: Array<WebSocket.Message> = []
       const run = WebSocket.run(ws, (message) => {
         seen.push(message)
-        return message === "a" ? Effect.fail("no a") : message === "b" ? Effect.die("no b") : Effect.void
+        switch (message) {
+          case "fail":
+            return Effect.fail("failed")
+          case "die":
+            return Effect.die("died")
+          case "throw":
+            throw new Error("thrown")
+          case "wait":
+            return Effect.never
+          default:
+            return Effect.void
+        }
       })
-      assert.strictEqual(failure(yield* Effect.exit(run)), "no a")
+      assert.strictEqual(failure(yield* Effect.exit(run)), "failed")
       assert.isTrue(Exit.isFailure(yield* Effect.exit(run)))
+      assert.isTrue(Exit.isFailure(yield* Effect.exit(run)))
+      const waiting = yield* Effect.fork(run)
+      yield* turns(2)
+      yield* Fiber.interrupt(waiting)
       assert.deepStrictEqual(yield* run, { code: 1000, reason: "" })
-      assert.deepStrictEqual(seen, ["a", "b", "c"])
+      assert.deepStrictEqual(seen, ["fail", "die", "throw", "wait", "last"])
     })
   )
 
