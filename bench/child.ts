@@ -46,11 +46,11 @@ export class Child<Commands extends object> {
     file: string,
     name: string,
     core: number,
-    env: Record<string, string>
+    env: Record<string, string>,
+    runtime: ReadonlyArray<string> = [process.execPath, "--expose-gc"]
   ): Promise<Child<Commands>> {
     const script = fileURLToPath(new URL(`.build/${file}.js`, import.meta.url))
-    const node = [process.execPath, "--expose-gc", script]
-    const command = pinnable ? ["taskset", "-c", String(core), ...node] : node
+    const command = [...(pinnable ? ["taskset", "-c", String(core)] : []), ...runtime, script]
     const child = spawn(command[0], command.slice(1), {
       env: { ...process.env, ...env },
       stdio: ["ignore", 2, 2, "ipc"]

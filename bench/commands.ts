@@ -4,6 +4,8 @@ export interface Target {
   readonly port: number
   readonly path: string
   readonly protocol: "echo" | "websocket"
+  /** What the client offers in Sec-WebSocket-Extensions. */
+  readonly extension?: string
 }
 
 export interface Memory {
@@ -40,20 +42,42 @@ export interface Flow {
   readonly inFlight: number
 }
 
+/** Messages echoed by a WebSocket. */
+export interface Messages {
+  readonly target: Target
+  readonly connections: number
+  /** Of the payload. */
+  readonly size: number
+  readonly inFlight: number
+  readonly type: "text" | "binary"
+}
+
+/** One WebSocket sends; each message arrives at all members. */
+export interface Broadcast {
+  readonly publisher: Target
+  readonly member: Target
+  readonly members: number
+  readonly size: number
+  /** Messages that are on their way to the members at the same time. */
+  readonly inFlight: number
+}
+
 export interface Handshakes {
   readonly target: Target
   readonly concurrency: number
 }
 
 export interface Measured {
-  /** Round trips, messages or handshakes a second. */
+  /** Round trips, messages, deliveries or handshakes a second. */
   readonly rate: number
   /** Milliseconds. */
   readonly p50: number
   readonly p99: number
   readonly errors: number
-  /** The share of a core that the load itself took. */
+  /** The share of a core that the load itself took; with that of a backend, where there is one. */
   readonly cpu: number
+  /** The bytes that one message came back in; NaN where nobody counted. */
+  readonly size: number
   /** Bytes a second that the flooding connection got back. */
   readonly flooded: number
 }
@@ -64,7 +88,11 @@ export interface LoadCommands {
   readonly pingPong: (input: PingPong) => Promise<void>
   readonly flow: (input: Flow) => Promise<void>
   readonly handshakes: (input: Handshakes) => Promise<void>
-  /** Measures what one of the three above started. */
+  /** Fails where a message does not come back as it was, in one frame. */
+  readonly verifyMessages: (target: Target) => Promise<void>
+  readonly messages: (input: Messages) => Promise<void>
+  readonly broadcast: (input: Broadcast) => Promise<void>
+  /** Measures what one of those above started. */
   readonly measure: (input: { readonly seconds: number }) => Promise<Measured>
   readonly stop: () => Promise<void>
   /** Opens connections and leaves them alone. */

@@ -10,24 +10,33 @@ import { readFileSync, writeFileSync } from "node:fs"
 import { createRequire } from "node:module"
 import { cpus, totalmem } from "node:os"
 import { fileURLToPath } from "node:url"
+import { broadcast } from "./cells/broadcast.js"
+import { deflateCell } from "./cells/deflate.js"
 import { fairness } from "./cells/fairness.js"
 import { handshake } from "./cells/handshake.js"
 import { memory } from "./cells/memory.js"
 import { raw } from "./cells/raw.js"
 import { stalled } from "./cells/stalled.js"
+import { tunnel } from "./cells/tunnel.js"
+import { websocket } from "./cells/websocket.js"
+import { chart } from "./chart.js"
 import { pinning } from "./child.js"
 import { type Cell, type Options, parseOptions, usage } from "./options.js"
 import { note } from "./peers.js"
-import { fixed, render, type Table } from "./stats.js"
+import { aimed, fixed, render, type Table } from "./stats.js"
 
 const root = fileURLToPath(new URL("..", import.meta.url))
 
 const cells: Record<Cell, (options: Options) => Promise<ReadonlyArray<Table>>> = {
+  broadcast,
+  deflate: deflateCell,
   fairness,
   handshake,
   memory,
   raw,
-  stalled
+  stalled,
+  tunnel,
+  websocket
 }
 
 const build = (): void => {
@@ -64,8 +73,17 @@ const main = async (options: Options): Promise<void> => {
       process.stdout.write(`${render(table)}\n`)
     }
   }
+  const aims = aimed(tables)
+  if (aims.rows.length > 0) {
+    tables.push(aims)
+    process.stdout.write(`${render(aims)}\n`)
+  }
   if (options.json !== undefined) {
     writeFileSync(options.json, `${JSON.stringify({ conditions, machine, options, tables }, null, 2)}\n`)
+  }
+  if (options.chart !== undefined) {
+    const bars = tables.flatMap((table) => table.bars ?? [])
+    writeFileSync(options.chart, chart(bars, `How many a second. ${machine.split(", effect ")[0]}`))
   }
 }
 

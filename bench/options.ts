@@ -1,12 +1,35 @@
 import { cpus } from "node:os"
 import { parseArgs } from "node:util"
 
-export const cells = ["raw", "handshake", "memory", "fairness", "stalled"] as const
+export const cells = [
+  "raw",
+  "handshake",
+  "memory",
+  "fairness",
+  "stalled",
+  "websocket",
+  "broadcast",
+  "deflate",
+  "tunnel"
+] as const
 
 export type Cell = (typeof cells)[number]
 
 /** The files under `servers/` that serve. */
-export const servers = ["bare", "ws", "platform", "handler", "ours"] as const
+export const servers = [
+  "bare",
+  "ws",
+  "platform",
+  "handler",
+  "ours",
+  "codec",
+  "uws",
+  "bun",
+  "websocket",
+  "pipes",
+  "http-proxy",
+  "tunnel"
+] as const
 
 export interface Options {
   readonly only: ReadonlyArray<Cell>
@@ -26,6 +49,8 @@ export interface Options {
   readonly untraced: boolean
   readonly build: boolean
   readonly json: string | undefined
+  /** Where to draw what was measured. */
+  readonly chart: string | undefined
 }
 
 export const usage = `npm run bench -- [options]
@@ -41,9 +66,10 @@ export const usage = `npm run bench -- [options]
   --untraced           the platform's spans off, in every Effect server
   --no-build           take dist and bench/.build as they are
   --json=FILE          write the results there as well
+  --chart=FILE         draw them as an SVG
   --quick              --rounds=1 --seconds=1 --warmup=1 --connections=1000 --push=128
 
-All of it takes about a quarter of an hour. Each option has an environment variable: BENCH_ROUNDS=3 is --rounds=3.`
+All of it takes about three quarters of an hour. Each option has an environment variable: BENCH_ROUNDS=3 is --rounds=3.`
 
 const flags = ["untraced", "no-build", "quick", "help"]
 
@@ -51,6 +77,7 @@ export const parseOptions = (args: ReadonlyArray<string>, env: NodeJS.ProcessEnv
   const values: Record<string, string | boolean | undefined> = parseArgs({
     args: [...args],
     options: {
+      chart: { type: "string" },
       connections: { type: "string" },
       cores: { type: "string" },
       help: { type: "boolean" },
@@ -93,6 +120,7 @@ export const parseOptions = (args: ReadonlyArray<string>, env: NodeJS.ProcessEnv
   const [serverCore, loadCore] = list("cores", ["0", cpus().length > 1 ? "1" : "0"]).map(Number)
   return {
     build: text("no-build") === undefined,
+    chart: text("chart"),
     connections: number("connections", 10_000, 1000),
     json: text("json"),
     loadCore,

@@ -1,7 +1,7 @@
 import type { Load, Server } from "./child.js"
 import type { Measured, Target } from "./commands.js"
 import type { Options } from "./options.js"
-import { chosen, note, order, type Peer, sleep, startLoad, startServer, targetOf } from "./peers.js"
+import { chosen, note, order, type Peer, sleep, startBackend, startLoad, startServer, targetOf } from "./peers.js"
 import { fixed, median } from "./stats.js"
 
 export interface Sample extends Measured {
@@ -32,10 +32,12 @@ export type Begin = (load: Load, target: Target) => Promise<void>
 export const withPeers = async <A>(
   peers: ReadonlyArray<Peer>,
   options: Options,
-  use: (runner: Runner) => Promise<A>
+  use: (runner: Runner) => Promise<A>,
+  behind?: Peer
 ): Promise<A> => {
   const servers = new Map<Peer, Server>()
   const load = await startLoad(options)
+  const backend = behind && (await startBackend(behind, options))
   const run = async <B>(peer: Peer, begin: Begin, lead: number, measure: (server: Server) => Promise<B>) => {
     const server = servers.get(peer)!
     await begin(load, targetOf(peer, server))
@@ -45,14 +47,21 @@ export const withPeers = async <A>(
     return result
   }
   const sample = async (server: Server): Promise<Sample> => {
+    const backendBefore = (await backend?.call("cpu")) ?? 0
     const before = await server.call("cpu")
     const measured = await load.call("measure", { seconds: options.seconds })
     const cpu = (await server.call("cpu")) - before
-    return { ...measured, busy: cpu / 1e6 / options.seconds, cost: cpu / options.seconds / measured.rate }
+    const backendCpu = ((await backend?.call("cpu")) ?? 0) - backendBefore
+    return {
+      ...measured,
+      busy: cpu / 1e6 / options.seconds,
+      cost: cpu / options.seconds / measured.rate,
+      cpu: measured.cpu + backendCpu / 1e6 / options.seconds
+    }
   }
   try {
     for (const peer of chosen(peers, options)) {
-      servers.set(peer, await startServer(peer, options))
+      servers.set(peer, await startServer(peer, options, backend))
     }
     const started = [...servers.keys()]
     return await use({
@@ -80,7 +89,7 @@ export const withPeers = async <A>(
       }
     })
   } finally {
-    await Promise.all([load, ...servers.values()].map((child) => child.stop()))
+    await Promise.all([load, ...(backend ? [backend] : []), ...servers.values()].map((child) => child.stop()))
   }
 }
 

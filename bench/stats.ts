@@ -24,12 +24,48 @@ export const kilobytes = (bytes: number): string => fixed(bytes / 1024, 1)
 
 export const megabytes = (bytes: number): string => fixed(bytes / 1024 / 1024, 1)
 
+/** What a ratio should come to, and what it came to. */
+export interface Aim {
+  readonly what: string
+  readonly aim: number
+  /** Whether the aim is a bound from above, as for memory. */
+  readonly atMost?: boolean
+  readonly result: number
+  /** The same, of the CPU time that one unit costs the servers: what a busy machine disturbs least. */
+  readonly byCpu?: number
+}
+
 export interface Table {
   readonly title: string
   readonly columns: ReadonlyArray<string>
   readonly rows: ReadonlyArray<ReadonlyArray<string>>
   /** What the rows were made of, round by round, for `--json`. */
   readonly samples: Readonly<Record<string, ReadonlyArray<object>>>
+  readonly aims?: ReadonlyArray<Aim>
+  readonly bars?: Bars
+}
+
+/** A group of a chart: what each peer reached in one cell. */
+export interface Bars {
+  readonly title: string
+  readonly bars: ReadonlyArray<{ readonly name: string; readonly value: number }>
+}
+
+/** All aims of a run beside what was reached. */
+export const aimed = (tables: ReadonlyArray<Table>): Table => {
+  const aims = tables.flatMap((table) => table.aims ?? [])
+  return {
+    columns: ["ratio", "aim", "result", "by server CPU", "reached"],
+    rows: aims.map(({ aim, atMost, byCpu = Number.NaN, result, what }) => [
+      what,
+      `${atMost ? "<=" : ">="} ${fixed(aim, 2)}`,
+      fixed(result, 2),
+      fixed(byCpu, 2),
+      Number.isFinite(result) ? ((atMost ? result <= aim : result >= aim) ? "yes" : "no") : "-"
+    ]),
+    samples: {},
+    title: "aims"
+  }
 }
 
 /** The first column is a name and flush left; the others are figures and flush right. */

@@ -1,6 +1,22 @@
 /** (b) Connect, request, 101, FIN, FIN: how many a second, 32 at a time. */
+import { aimsOf } from "../compare.js"
 import type { Options } from "../options.js"
-import { bare, direct, handler, handlerRouter, onUpgrade, type Peer, platform, respond, session, ws } from "../peers.js"
+import {
+  bare,
+  bun,
+  codec,
+  direct,
+  handler,
+  handlerRouter,
+  onUpgrade,
+  type Peer,
+  platform,
+  respond,
+  run,
+  session,
+  uws,
+  ws
+} from "../peers.js"
 import { type Begin, bound, byName, figures, middle, type Sample, withPeers } from "../rounds.js"
 import { fixed, ratio, type Table, thousands } from "../stats.js"
 
@@ -8,7 +24,7 @@ const begin: Begin = (load, target) => load.call("handshakes", { concurrency: 32
 
 export const handshake = (options: Options): Promise<ReadonlyArray<Table>> =>
   withPeers(
-    [bare, ws, platform, handler, handlerRouter, direct, session, respond, onUpgrade],
+    [bare, codec, ws, uws, bun, platform, handler, handlerRouter, direct, session, respond, onUpgrade, run],
     options,
     async (runner) => {
       await runner.warm(options.warmup, begin)
@@ -17,8 +33,15 @@ export const handshake = (options: Options): Promise<ReadonlyArray<Table>> =>
         const base = samples.get(peer)
         return base ? fixed(ratio(figures(one, "rate"), figures(base, "rate")), 2) : "-"
       }
+      const title = `handshakes, 32 at a time, after ${options.warmup} s of warm-up each`
       return [
         {
+          aims: aimsOf("handshakes", samples, [
+            { aim: 2, base: platform, peer: direct },
+            { aim: 0.45, base: ws, peer: direct },
+            { aim: 2, base: platform, peer: run },
+            { aim: 0.45, base: ws, peer: run }
+          ]),
           columns: [
             "server",
             "handshakes/s",
@@ -46,7 +69,7 @@ export const handshake = (options: Options): Promise<ReadonlyArray<Table>> =>
             bound(one)
           ]),
           samples: byName(samples),
-          title: `handshakes, 32 at a time, after ${options.warmup} s of warm-up each`
+          title
         }
       ]
     }

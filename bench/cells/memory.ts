@@ -6,6 +6,7 @@ import {
   bare,
   bareData,
   chosen,
+  codec,
   direct,
   note,
   onUpgrade,
@@ -14,16 +15,35 @@ import {
   type Peer,
   platform,
   respond,
+  run,
+  runBatch,
   session,
   sleep,
   startLoad,
   startServer,
+  stream,
   targetOf,
+  uws,
   ws
 } from "../peers.js"
-import { fixed, kilobytes, median, ratio, type Table } from "../stats.js"
+import { type Aim, fixed, kilobytes, median, ratio, type Table } from "../stats.js"
 
-const all = [bareData, bare, ws, platform, direct, session, respond, onUpgrade, onUpgradeStream]
+const all = [
+  bareData,
+  bare,
+  codec,
+  ws,
+  uws,
+  platform,
+  direct,
+  session,
+  respond,
+  onUpgrade,
+  onUpgradeStream,
+  run,
+  runBatch,
+  stream
+]
 
 /** Each connection is a descriptor in the server and another in the load, and a tenth is held before the reading. */
 const possible = (wanted: number): number => {
@@ -69,20 +89,42 @@ export const memory = async (options: Options): Promise<ReadonlyArray<Table>> =>
   }
   const figures = (peer: Peer, figure: keyof Memory): ReadonlyArray<number> =>
     (grown.get(peer) ?? []).map((one) => one[figure])
-  const against = (peer: Peer, figure: keyof Memory, base: Peer): string =>
-    grown.has(base) ? fixed(ratio(figures(peer, figure), figures(base, figure)), 2) : "-"
+  const ratioOf = (peer: Peer, figure: keyof Memory, base: Peer): number =>
+    grown.has(peer) && grown.has(base) ? ratio(figures(peer, figure), figures(base, figure)) : Number.NaN
+  const against = (peer: Peer, figure: keyof Memory, base: Peer): string => fixed(ratioOf(peer, figure, base), 2)
+  const atMost = (peer: Peer, base: Peer, aim: number): ReadonlyArray<Aim> =>
+    (["heapUsed", "rss"] as const).map((figure) => ({
+      aim,
+      atMost: true,
+      result: ratioOf(peer, figure, base),
+      what: `memory, ${figure === "rss" ? "resident" : "heap"}: ${peer.name} over ${base.name}`
+    }))
   return [
     {
-      columns: ["server", "heap KiB", "x bare", "x pipe", "external KiB", "RSS KiB", "x bare", "x pipe"],
+      aims: [...atMost(direct, bareData, 5), ...atMost(run, ws, 1.5)],
+      columns: [
+        "server",
+        "heap KiB",
+        "x bare",
+        "x pipe",
+        "x ws",
+        "external KiB",
+        "RSS KiB",
+        "x bare",
+        "x pipe",
+        "x ws"
+      ],
       rows: peers.map((peer) => [
         peer.name,
         kilobytes(median(figures(peer, "heapUsed"))),
         against(peer, "heapUsed", bareData),
         against(peer, "heapUsed", bare),
+        against(peer, "heapUsed", ws),
         kilobytes(median(figures(peer, "external"))),
         kilobytes(median(figures(peer, "rss"))),
         against(peer, "rss", bareData),
-        against(peer, "rss", bare)
+        against(peer, "rss", bare),
+        against(peer, "rss", ws)
       ]),
       samples: Object.fromEntries([...grown].map(([peer, one]) => [peer.name, one])),
       title: `memory of one idle upgraded connection of ${connections}, after collection${

@@ -36,7 +36,7 @@ const server = createServer()
 
 server.on("upgrade", (request, socket, head) => {
   socket.on("error", () => socket.destroy())
-  socket.write("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n")
+  socket.write(`HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: ${request.headers.upgrade}\r\n\r\n`)
   if (head.length > 0) {
     socket.unshift(head)
   }

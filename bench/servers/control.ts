@@ -2,11 +2,15 @@ import type { AddressInfo, Server } from "node:net"
 import { setImmediate as tick } from "node:timers/promises"
 import { answer, type Memory, ready } from "../commands.js"
 
-declare const gc: () => void
+/** There with --expose-gc, which Bun does not know. */
+declare const gc: (() => void) | undefined
 
 /** What a server pushes at a stalled reader. */
 export const pushBytes = Number(process.env.BENCH_PUSH_BYTES)
 export const pushChunk = Buffer.alloc(64 * 1024, "p")
+
+/** Where a proxy finds its backend. */
+export const backendPort = Number(process.env.BENCH_BACKEND_PORT)
 
 let pushed = 0
 
@@ -28,7 +32,7 @@ export const listening = (port: number): void => {
     },
     memory: async (): Promise<Memory> => {
       for (let i = 0; i < 4; i++) {
-        gc()
+        gc?.()
         await tick()
       }
       const { external, heapUsed, rss } = process.memoryUsage()
