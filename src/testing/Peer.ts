@@ -371,7 +371,8 @@ class PeerImpl implements Peer {
         this.unsent.delete(done)
         resume(Effect.void)
       }
-      if (this.socket.writable) {
+      // A TLSSocket that is written to after its transport was reset ends the process
+      if (this.socket.writable && this.transport?.destroyed !== true) {
         this.unsent.add(done)
         write(done)
       } else {
