@@ -12,7 +12,8 @@ import * as Runtime from "effect/Runtime"
 import * as Sink from "effect/Sink"
 import * as Stream from "effect/Stream"
 import { isWebSocketError, type WebSocketError } from "../../WebSocketError.js"
-import type { Message, WebSocketImpl } from "./connection.js"
+import type { WebSocketImpl } from "./connection.js"
+import type { Message } from "./sender.js"
 
 type AnyWebSocket = WebSocketImpl<any, any>
 

@@ -28,15 +28,12 @@ import {
   WebSocketTimeout
 } from "../../WebSocketError.js"
 import type { Deadline } from "../deadlines.js"
-import { type AnyFiber, begin, Immediate, Inbox, isDone } from "../duplex/inbox.js"
-import type { Tenant, Wire } from "../duplex/wire.js"
+import { type AnyFiber, begin, isDone } from "../duplex/inbox.js"
+import type { Tenant } from "../duplex/wire.js"
 import type { UpgradedImpl } from "../upgraded.js"
 import { Close, Compressed, Decoder, decodeText, type Event, isMessage, Ping, Pong } from "./decoder.js"
-import type { Deflater, Inflater } from "./deflate.js"
-import { Encoder } from "./encoder.js"
 import { CloseCode, isCloseCode, MAX_REASON, Opcode, Violation } from "./frames.js"
-
-export type Message = string | Uint8Array
+import { type Compression, type Message, Sender } from "./sender.js"
 
 export const TypeId: Public.TypeId = Symbol.for("effect-upgrade/WebSocket") as Public.TypeId
 
@@ -48,9 +45,6 @@ const HIGH_WATER = 32 * 1024
 /** What a read costs beside its bytes, so that a peer who sends the smallest messages one by one is bounded too. */
 const PIECE = 256
 
-/** So much is encoded before it is written, however much is to be sent in one turn. */
-const FLUSH_AT = 64 * 1024
-
 /** Times in milliseconds. */
 export interface Settings {
   readonly maxMessageSize: number
@@ -58,23 +52,6 @@ export interface Settings {
   readonly maxFrames: number
   readonly heartbeat: number
   readonly idleTimeout: number
-}
-
-/** What sends to this websocket beside its owner: a topic of which it is a member. */
-export interface Subscription {
-  /** Sends what was published before: whatever is sent next comes after it. */
-  readonly catchUp: () => void
-  /** The connection takes more again. */
-  readonly onWritable: () => void
-  /** Nothing can be sent any more. */
-  readonly leave: () => void
-}
-
-/** permessage-deflate, as it was agreed on. */
-export interface Compression {
-  readonly inflater: Inflater
-  readonly deflater: Deflater
-  readonly threshold: number
 }
 
 interface Waiter {
@@ -89,62 +66,24 @@ interface PingWaiter {
   readonly resume: (effect: Effect.Effect<Duration.Duration, WebSocketError>) => void
 }
 
-/** What `send` yields: a loop over a batch begins it where it stands. */
-class Send extends Immediate<void, WebSocketError> {
-  constructor(
-    private readonly ws: WebSocketImpl<any, any>,
-    private readonly message: Message
-  ) {
-    super()
-  }
-  override commit(): Effect.Effect<void, WebSocketError> {
-    return this.ws.sendNow(this.message)
-  }
-}
-
-// ------------------------------------------------------------------------------------------------- written in one turn
-
-let dirty: Array<WebSocketImpl<any, any>> = []
-
-const flushAll = (): void => {
-  const all = dirty
-  dirty = []
-  for (let i = 0; i < all.length; i++) {
-    all[i]!.flush()
-  }
-}
-
-// --------------------------------------------------------------------------------------------------------------------
-
 export class WebSocketImpl<IO extends Duplex = Duplex, Subprotocol extends string | undefined = string | undefined>
-  extends Inbox<Message, WebSocketError, Public.CloseEvent>
+  extends Sender
   implements Public.WebSocket<IO, Subprotocol>, Tenant
 {
   readonly [TypeId] = variance
-  private readonly wire: Wire
   private readonly decoder: Decoder
-  private readonly encoder: Encoder
-  private isDirty = false
-  private isReceiving = false
   /** What follows a message that is being inflated. */
   private backlog: Array<Event> | undefined
-  private deflating: Effect.Semaphore | undefined
-  /** Tells who waits for a message to be deflated that it will not be. */
-  private undeflated: (() => void) | undefined
   private pong: Buffer | undefined
   private pings: Array<PingWaiter> | undefined
   private pingCount = 0
   /** Counts of what came and went, to tell whether anything did. */
   private reads = 0
   private messagesIn = 0
-  private messagesOut = 0
 
-  /** The code of the Close that was sent, 0 before. */
-  private sentClose = 0
   /** The peer's Close. */
   private event: Public.CloseEvent | undefined
   private closedBy: "Peer" | "Self" = "Peer"
-  private failure: WebSocketError | undefined
   /** A fiber was told how it ended. */
   private isTold = false
   private closeWaiters: Array<Waiter> | undefined
@@ -157,19 +96,14 @@ export class WebSocketImpl<IO extends Duplex = Duplex, Subprotocol extends strin
   private idle: Deadline | undefined
 
   constructor(
-    readonly upgraded: UpgradedImpl<IO, "websocket">,
+    override readonly upgraded: UpgradedImpl<IO, "websocket">,
     private readonly isServer: boolean,
     readonly subprotocol: Subprotocol,
-    readonly compression: Compression | undefined,
+    compression: Compression | undefined,
     private readonly settings: Settings
   ) {
-    super()
-    this.wire = upgraded.wire
+    super(upgraded, !isServer, compression)
     this.decoder = new Decoder(isServer, compression !== undefined, settings)
-    this.encoder = new Encoder(!isServer)
-    if (compression !== undefined) {
-      this.deflating = Effect.unsafeMakeSemaphore(1)
-    }
     if (settings.heartbeat !== Infinity) {
       this.watchHeart()
     }
@@ -417,14 +351,8 @@ export class WebSocketImpl<IO extends Duplex = Duplex, Subprotocol extends strin
     })
   }
 
-  protected override get outcome(): Public.CloseEvent {
-    return this.event!
-  }
-
-  // ------------------------------------------------------------------------------------------------------------- sending
-
   /** Why nothing can be sent. */
-  private get unsendable(): WebSocketError | undefined {
+  protected override get unsendable(): WebSocketError | undefined {
     const failure =
       this.failure ??
       (this.event !== undefined || this.sentClose !== 0
@@ -438,251 +366,11 @@ export class WebSocketImpl<IO extends Duplex = Duplex, Subprotocol extends strin
     return failure
   }
 
-  get isSendable(): boolean {
-    return this.sentClose === 0 && this.failure === undefined && !this.wire.closing && !this.wire.isClosed
+  protected override get outcome(): Public.CloseEvent {
+    return this.event!
   }
 
-  /** Sends one message: done when the connection takes more. */
-  send(message: Message): Effect.Effect<void, WebSocketError> {
-    return new Send(this, message)
-  }
-
-  sendNow(message: Message): Effect.Effect<void, WebSocketError> {
-    if (this.deflating !== undefined) {
-      return this.deflating.withPermits(1)(this.sendDeflated([message]))
-    }
-    this.catchUp()
-    if (!this.isSendable) {
-      return Effect.fail(this.unsendable!)
-    }
-    if (this.upgraded.socket.writableNeedDrain) {
-      return Effect.zipRight(this.drained(), this.send(message))
-    }
-    this.messagesOut++
-    this.encoder.message(message)
-    if (this.encoder.size >= FLUSH_AT) {
-      return this.flush() ? Effect.void : this.drained()
-    }
-    this.schedule()
-    return Effect.void
-  }
-
-  /** Sends several, in as few writes as they fit. */
-  sendAll(messages: Iterable<Message>): Effect.Effect<void, WebSocketError> {
-    return Effect.suspend(() => {
-      const all = Chunk.isChunk(messages)
-        ? Chunk.toReadonlyArray(messages as Chunk.Chunk<Message>)
-        : Array.isArray(messages)
-          ? (messages as ReadonlyArray<Message>)
-          : Array.from(messages)
-      return this.deflating === undefined
-        ? this.sendFrom(all, 0)
-        : this.deflating.withPermits(1)(this.sendDeflated(all))
-    })
-  }
-
-  private sendFrom(all: ReadonlyArray<Message>, at: number): Effect.Effect<void, WebSocketError> {
-    this.catchUp()
-    if (!this.isSendable) {
-      return Effect.fail(this.unsendable!)
-    }
-    const { encoder } = this
-    const { socket } = this.upgraded
-    if (socket.writableNeedDrain) {
-      return this.goOnSending(all, at)
-    }
-    while (at < all.length) {
-      this.messagesOut++
-      encoder.message(all[at++]!)
-      if (encoder.size >= FLUSH_AT && !this.flush()) {
-        return at < all.length ? this.goOnSending(all, at) : this.drained()
-      }
-    }
-    if (encoder.size > 0) {
-      this.schedule()
-    }
-    return Effect.void
-  }
-
-  private goOnSending(all: ReadonlyArray<Message>, at: number): Effect.Effect<void, WebSocketError> {
-    return Effect.zipRight(
-      this.drained(),
-      Effect.suspend(() => this.sendFrom(all, at))
-    )
-  }
-
-  /** One at a time and in order: a message is deflated with what was sent before it. */
-  private sendDeflated(all: ReadonlyArray<Message>): Effect.Effect<void, WebSocketError> {
-    const { threshold } = this.compression!
-    return Effect.forEach(
-      all,
-      (message) => {
-        this.catchUp()
-        if (!this.isSendable) {
-          return Effect.fail(this.unsendable!)
-        }
-        if ((typeof message === "string" ? Buffer.byteLength(message) : message.length) >= threshold) {
-          return Effect.zipRight(this.deflate(message), this.room())
-        }
-        this.messagesOut++
-        this.encoder.message(message)
-        return this.room()
-      },
-      { discard: true }
-    )
-  }
-
-  /**
-   * Done when the message is in the turn's write. It goes there also where nobody waits any more: what the peer inflates
-   * next may refer to it.
-   */
-  private deflate(message: Message): Effect.Effect<void, WebSocketError> {
-    return Effect.async((resume) => {
-      const fail = () => resume(Effect.suspend(() => Effect.fail(this.unsendable!)))
-      // A deflater that is closed calls nobody back
-      this.undeflated = fail
-      const isText = typeof message === "string"
-      this.compression!.deflater.deflate(isText ? Buffer.from(message) : message, (error, data) => {
-        if (this.undeflated === fail) {
-          this.undeflated = undefined
-        }
-        this.catchUp()
-        if (!this.isSendable) {
-          fail()
-          return
-        }
-        this.messagesOut++
-        if (error !== undefined || data === undefined) {
-          // One that cannot be deflated is sent as it is.
-          this.encoder.message(message)
-        } else {
-          this.encoder.compressed(data, isText)
-        }
-        this.schedule()
-        resume(Effect.void)
-      })
-    })
-  }
-
-  /** Writes what is much already, and waits for a socket that is full. */
-  private room(): Effect.Effect<void, WebSocketError> {
-    return Effect.suspend(() => {
-      this.schedule()
-      return this.encoder.size < FLUSH_AT && !this.upgraded.socket.writableNeedDrain
-        ? Effect.void
-        : this.flush()
-          ? Effect.void
-          : this.drained()
-    })
-  }
-
-  /** One message as the frame that it is encoded in, in the turn's write. It is not deflated. */
-  sendFrame(frame: Uint8Array): void {
-    this.messagesOut++
-    this.encoder.raw(frame)
-    this.schedule()
-  }
-
-  /** Such frames, as so many messages, at once. */
-  sendFrames(frames: Uint8Array, messages: number): void {
-    const { socket } = this.upgraded
-    this.messagesOut += messages
-    if (this.encoder.size > 0) {
-      this.encoder.raw(frames)
-      this.flush()
-    } else if (!socket.destroyed && !socket.writableEnded) {
-      socket.write(frames)
-    }
-  }
-
-  /** The same for a peer whose frames are masked: each gets a key of its own. */
-  sendPayload(opcode: number, payload: Uint8Array): void {
-    this.messagesOut++
-    this.encoder.frame(0x80 | opcode, payload)
-    this.schedule()
-  }
-
-  /**
-   * Whether more can be sent at once: what the system has taken of a write is no burden, whatever its size was. Where it
-   * cannot, the socket drains later.
-   */
-  takesMore(): boolean {
-    const { socket } = this.upgraded
-    if (this.encoder.size >= FLUSH_AT) {
-      this.flush()
-    }
-    return socket.writableLength < socket.writableHighWaterMark
-  }
-
-  get masks(): boolean {
-    return !this.isServer
-  }
-
-  subscriptions: Array<Subscription> | undefined
-
-  private catchUp(): void {
-    const { subscriptions } = this
-    if (subscriptions !== undefined) {
-      for (let i = 0; i < subscriptions.length; i++) {
-        subscriptions[i]!.catchUp()
-      }
-    }
-  }
-
-  private leaveAll(): void {
-    const { subscriptions } = this
-    this.subscriptions = undefined
-    subscriptions?.forEach((subscription) => subscription.leave())
-  }
-
-  private schedule(): void {
-    if (!this.isDirty && !this.isReceiving) {
-      this.isDirty = true
-      if (dirty.push(this) === 1) {
-        queueMicrotask(flushAll)
-      }
-    }
-  }
-
-  /** Writes what was encoded. `false` where the socket takes no more for now. */
-  flush(): boolean {
-    this.isDirty = false
-    const { encoder } = this
-    const { socket } = this.upgraded
-    if (encoder.size === 0) {
-      return !socket.writableNeedDrain
-    }
-    if (socket.destroyed || socket.writableEnded) {
-      encoder.take()
-      return true
-    }
-    const piece = encoder.takeOne()
-    if (piece !== undefined) {
-      return socket.write(piece)
-    }
-    const pieces = encoder.take()
-    if (pieces.length === 1) {
-      return socket.write(pieces[0]!)
-    }
-    let more = true
-    socket.cork()
-    for (const piece of pieces) {
-      more = socket.write(piece)
-    }
-    socket.uncork()
-    return more
-  }
-
-  private drained(): Effect.Effect<void, WebSocketError> {
-    return Effect.suspend(() => {
-      const failure = this.isSendable ? undefined : this.unsendable
-      return failure !== undefined
-        ? Effect.fail(failure)
-        : this.upgraded.socket.writableNeedDrain
-          ? Effect.zipRight(this.wire.awaitWrite, this.drained())
-          : Effect.void
-    })
-  }
+  // ---------------------------------------------------------------------------------------------------------- ping, pong
 
   onDrained(): void {
     const { pong } = this
@@ -692,8 +380,6 @@ export class WebSocketImpl<IO extends Duplex = Duplex, Subprotocol extends strin
     }
     this.subscriptions?.forEach((subscription) => subscription.onWritable())
   }
-
-  // ---------------------------------------------------------------------------------------------------------- ping, pong
 
   private answerPing(payload: Uint8Array): void {
     if (this.sentClose !== 0) {
@@ -914,8 +600,7 @@ export class WebSocketImpl<IO extends Duplex = Duplex, Subprotocol extends strin
     this.decoder.close()
     this.compression?.inflater.close()
     this.compression?.deflater.close()
-    this.undeflated?.()
-    this.undeflated = undefined
+    this.abandonDeflating()
     this.wire.resume()
     this.wakeReader()
     this.wire.wakeWriters()

@@ -7,10 +7,11 @@ import * as Protocol from "../../Protocol.js"
 import type * as Upgrade from "../../Upgrade.js"
 import type { CommonOptions, ConnectOptions, Options } from "../../WebSocket.js"
 import type { UpgradedImpl } from "../upgraded.js"
-import { type Compression, type Settings, WebSocketImpl } from "./connection.js"
+import { type Settings, WebSocketImpl } from "./connection.js"
 import { Deflater, Inflater } from "./deflate.js"
 import * as Handshake from "./handshake.js"
 import { agreed as agreedDeflate, type DeflateOptions } from "./negotiate.js"
+import type { Compression } from "./sender.js"
 
 const MAX_MESSAGE = 1024 * 1024
 const MAX_FRAMES = 65_536

@@ -13,9 +13,10 @@ import * as Inspectable from "effect/Inspectable"
 import { pipeArguments } from "effect/Pipeable"
 import type * as Scope from "effect/Scope"
 import type * as Public from "../../Topic.js"
-import type { Message, Subscription, WebSocketImpl } from "./connection.js"
+import type { WebSocketImpl } from "./connection.js"
 import { Encoder } from "./encoder.js"
 import { CloseCode, Opcode } from "./frames.js"
+import type { Message, Subscription } from "./sender.js"
 
 export const TypeId: Public.TypeId = Symbol.for("effect-upgrade/Topic") as Public.TypeId
 

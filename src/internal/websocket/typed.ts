@@ -7,7 +7,8 @@ import * as Schema from "effect/Schema"
 import * as Stream from "effect/Stream"
 import type { Typed } from "../../WebSocket.js"
 import { stream } from "./adapters.js"
-import type { Message, WebSocketImpl } from "./connection.js"
+import type { WebSocketImpl } from "./connection.js"
+import type { Message } from "./sender.js"
 
 export type { ParseError }
 
