@@ -70,7 +70,7 @@ describe.each(kinds)("over %s", (kind: Kind) => {
                 yield* peer.end
               }).pipe(Effect.scoped, Effect.runPromise)
           ),
-          { numRuns: runs(15) }
+          { numRuns: Math.min(runs(15), 150) }
         )
       )
     })
