@@ -10,7 +10,8 @@
  *   and calls the second too big.
  * - What is refused here is refused with the first byte that tells, and there with the header, the frame or the message:
  *   so `ws` is given the rest of them where it waits.
- * - A deflated message that ends within a block is refused here; `ws` takes what there is of it.
+ * - A deflated message that ends within a block is refused here; `ws` takes what there is of it. Behind a block that says
+ *   it is the last, the context is kept here (RFC 7692 §7.2.3.5).
  */
 import { isUtf8 } from "node:buffer"
 import { createRequire } from "node:module"
@@ -61,13 +62,13 @@ interface Outcome {
 
 const latin1 = (bytes: Uint8Array) => Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).toString("latin1")
 
-const receiver = (isServer: boolean, extension: Extension | undefined) => {
+const receiver = (isServer: boolean, extension: Extension | undefined, maxFragments = limits.maxFragments) => {
   const seen: Array<string> = []
   const outcome: Outcome = { seen, code: undefined }
   const receiver = new ReceiverOf({
     isServer,
     maxPayload: limits.maxMessageSize,
-    maxFragments: limits.maxFragments,
+    maxFragments,
     extensions: extension === undefined ? {} : { "permessage-deflate": extension }
   })
   receiver.on("message", (data: Buffer, isBinary: boolean) => seen.push(`${isBinary ? "b" : "t"}${latin1(data)}`))
@@ -90,8 +91,13 @@ const ignore = () => {}
 /** An extension that leaves all as it is: what RSV1 means for frames, without zlib. */
 const identity: Extension = { decompress: (data, _fin, callback) => callback(null, data) }
 
-const byWs = (pieces: ReadonlyArray<Buffer>, masked: boolean, compression: boolean): Outcome => {
-  const { outcome, receiver: ws } = receiver(masked, compression ? identity : undefined)
+const byWs = (
+  pieces: ReadonlyArray<Buffer>,
+  masked: boolean,
+  compression: boolean,
+  maxFragments = limits.maxFragments
+): Outcome => {
+  const { outcome, receiver: ws } = receiver(masked, compression ? identity : undefined, maxFragments)
   for (const piece of pieces) {
     if (outcome.code !== undefined) {
       break
@@ -209,7 +215,9 @@ const disagreement = (
     return undefined
   }
   const part = all.subarray(0, refusedWith(all, masked, compression))
-  const later = byWs([Buffer.concat([part, rest(part, masked)])], masked, compression)
+  // What is appended may be a fragment too many
+  const maxFragments = own.code === 1008 ? limits.maxFragments : limits.maxFragments + 1
+  const later = byWs([Buffer.concat([part, rest(part, masked)])], masked, compression, maxFragments)
   return later.code === own.code && sameSeen(own, later) ? undefined : `refused here (${violation.description})`
 }
 
@@ -534,8 +542,9 @@ const words = ["the same words ", "again and again ", "€ ", '{"type":"event","
   Buffer.from(text)
 )
 
+/** None is empty: ws deflates that to nothing, which it cannot undo. */
 const compressible = (r: Random): Buffer =>
-  Buffer.concat(Array.from({ length: r.below(r.chance(5) ? 150 : 30) }, () => r.pick(words)))
+  Buffer.concat(Array.from({ length: 1 + r.below(r.chance(5) ? 150 : 30) }, () => r.pick(words)))
 
 const checkDeflate = async (seed: number): Promise<number> => {
   const r = random(Math.imul(seed, 0x85ebca6b))
@@ -576,10 +585,16 @@ const checkDeflate = async (seed: number): Promise<number> => {
   }
   ws.cleanup()
   us.close()
-  let all = Buffer.concat(frames.map((frame) => encode({ ...frame, key: masked ? keyOf(r) : undefined })))
-  if (r.chance(3)) {
-    all = damaged(r, all) as typeof all
+  // What is deflated stays as it is: zlib makes something of many a damaged block, and ws of what follows the last one
+  const plain = frames.flatMap(({ opcode, rsv }, i) => (rsv !== 4 && opcode !== Opcode.Continuation ? [i] : []))
+  const sent = frames.map((frame) => ({ ...frame, key: masked ? keyOf(r) : undefined }))
+  if (plain.length > 0 && r.chance(3)) {
+    const at = r.pick(plain)
+    const frame = broken(r, sent[at]!, masked)
+    sent[at] = { ...frame, rsv: (frame.rsv ?? 0) & 3 } as (typeof sent)[number]
   }
+  const whole = Buffer.concat(sent.map(encode))
+  const all = r.chance(4) ? whole.subarray(0, r.below(whole.length + 1)) : whole
   const here = await inflatedByUs(pieces(r, all), masked, noContextTakeover)
   const there = await inflatedByWs(pieces(r, all), masked, noContextTakeover)
   const isRight = (here.code === there.code && sameSeen(here, there)) || (here.isCorrupt && begins(here, there))
