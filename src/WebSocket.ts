@@ -68,7 +68,8 @@ export type TypeId = typeof TypeId
 /**
  * What a websocket carries: text as a `string`, binary as bytes.
  *
- * The bytes may be a view of a larger buffer that was read at once: copy what is kept for long.
+ * The bytes may be a view of a larger buffer, which messages of other websockets share: copy what is kept for long, and
+ * never give its `buffer` away.
  *
  * @since 0.1.0
  * @category models
@@ -137,7 +138,7 @@ export interface CompressionOptions {
  * - `requireSubprotocol` (false): refuses a peer with which none was agreed on.
  * - `compression` (false): permessage-deflate, if the peer agrees. It costs memory and time for each connection, and
  *   leaks what secrets and a stranger's text have in common (RFC 7692 §8): leave it off unless the text is your own.
- * - `maxMessageSize` (1 MiB): bytes of one message, inflated where it was deflated. Over it: `MessageTooBig`, 1009.
+ * - `maxMessageSize` (1 MiB): bytes of one message, as it comes and inflated. Over it: `MessageTooBig`, 1009.
  * - `maxFragments` (65,536): frames of one message. Over it: `ProtocolViolation`, 1008.
  * - `maxFrames` (65,536): frames in one read of the connection. Over it: the same.
  * - `heartbeat` (none): after so long without a byte of the peer's it is sent a ping, and after as long again without

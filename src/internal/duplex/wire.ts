@@ -118,7 +118,7 @@ const copied = (size: number): Buffer => {
 }
 
 function onRead(this: Duplex, size: number, buffer: Uint8Array): boolean {
-  next = (this as Wired)[kWire].read(size, buffer === shared)
+  next = (this as Wired)[kWire].read(size, buffer)
   return true
 }
 
@@ -198,10 +198,11 @@ export class Wire extends Inbox<Uint8Array, ConnectionError, void> {
   // ---------------------------------------------------------------------------------------------------------- reading
 
   /** Takes what was read to a buffer of ours, and says where to read to next. */
-  read(size: number, isShared: boolean): Uint8Array {
+  read(size: number, buffer: Uint8Array): Uint8Array {
     const { tenant } = this
+    const isShared = buffer === shared
     if (this.detached) {
-      this.socket.push(copied(size))
+      this.socket.push(isShared ? copied(size) : Buffer.from(buffer.subarray(0, size)))
     } else if (isShared) {
       this.receive(copied(size))
     } else if (!this.discarding) {

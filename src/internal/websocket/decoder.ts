@@ -49,7 +49,10 @@ export type Event = string | Uint8Array | Ping | Pong | Close | Compressed | Vio
 export const isMessage = (event: Event): event is string | Uint8Array =>
   typeof event === "string" || event instanceof Uint8Array
 
-/** What is allocated at once for a message that has not arrived; beyond it the buffer doubles as the bytes come. */
+/** What is allocated for a message on its announcement alone. */
+const BELIEVED = 64 * 1024
+
+/** What is allocated at once when so much of it has come; beyond this the buffer doubles as the bytes come. */
 const EAGER = 1024 * 1024
 
 /** So much of a payload must be missing for a read of its own. */
@@ -481,9 +484,9 @@ export class Decoder {
     const needed = this.partSize + size
     if (needed > this.part.length) {
       // What the frame announces was held against the limit; only so much of it is believed at once.
-      const capacity = announced <= EAGER ? announced : Math.max(EAGER, Math.min(announced, needed * 2), needed)
+      const capacity = Math.min(announced, needed <= BELIEVED ? BELIEVED : Math.max(EAGER, needed * 2))
       const grown = Buffer.allocUnsafeSlow(
-        this.isFinal ? capacity : Math.min(Math.max(capacity, this.part.length * 2), this.limits.maxMessageSize)
+        this.isFinal ? capacity : Math.max(needed, Math.min(this.part.length * 2, this.limits.maxMessageSize), capacity)
       )
       grown.set(this.part.subarray(0, this.partSize))
       this.part = grown
