@@ -46,7 +46,7 @@ export const compare = (
   const loadCost = (one: ReadonlyArray<Sample>): number => (middle(one, "cpu") * 1e6) / middle(one, "rate")
   return {
     aims: aimsOf(title, samples, aims),
-    bars: { bars: [...samples].map(([peer, one]) => ({ name: peer.name, value: middle(one, "rate") })), title },
+    bars: { bars: [...samples].map(([peer, one]) => ({ name: peer.name, value: 1e6 / middle(one, "cost") })), title },
     columns: [
       "server",
       `${unit}/s`,

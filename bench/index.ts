@@ -83,7 +83,10 @@ const main = async (options: Options): Promise<void> => {
   }
   if (options.chart !== undefined) {
     const bars = tables.flatMap((table) => table.bars ?? [])
-    writeFileSync(options.chart, chart(bars, `How many a second. ${machine.split(", effect ")[0]}`))
+    writeFileSync(
+      options.chart,
+      chart(bars, `How many in a second of the server's CPU time. ${machine.split(", effect ")[0]}`)
+    )
   }
 }
 

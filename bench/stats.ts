@@ -45,7 +45,7 @@ export interface Table {
   readonly bars?: Bars
 }
 
-/** A group of a chart: what each peer reached in one cell. */
+/** A group of a chart: how much each server does in a second of its CPU time. */
 export interface Bars {
   readonly title: string
   readonly bars: ReadonlyArray<{ readonly name: string; readonly value: number }>
