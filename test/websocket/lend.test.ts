@@ -22,6 +22,22 @@ describe.each(kinds)("over %s", (kind: Kind) => {
     })
   )
 
+  it.scoped("many small messages in a large read are each their own", () =>
+    Effect.gen(function* () {
+      const { open } = yield* opening(kind)
+      const { peer, receiveAll, ws } = yield* open()
+      yield* Effect.fork(echo(ws))
+      const sent = Array.from({ length: 4_000 }, (_, i) => (i % 3 === 0 ? `text ${i}` : Buffer.alloc(i % 97, i)))
+      yield* Effect.fork(peer.send(Buffer.concat([...sent.map((one) => message(one)), close(1000)])))
+      const echoed = (yield* receiveAll).filter(({ opcode }) => opcode < 8)
+      assert.deepStrictEqual(
+        echoed.map(({ payload }) => Buffer.from(payload).toString("latin1")),
+        sent.map((one) => Buffer.from(one).toString("latin1"))
+      )
+      yield* peer.end
+    })
+  )
+
   it.scoped("messages of all sizes come back as they are, however the reads fall", () =>
     Effect.gen(function* () {
       const { open } = yield* opening(kind)

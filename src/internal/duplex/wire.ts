@@ -45,7 +45,8 @@ interface Waiter {
 
 /** A protocol that takes what the connection brings in the socket's own callbacks, in place of those who read the queue. */
 export interface Tenant {
-  readonly receive: (bytes: Uint8Array) => void
+  /** Takes bytes that are its own, or, where they are borrowed, only until it returns; it may change them. */
+  readonly receive: (bytes: Uint8Array, isBorrowed: boolean) => void
   /** Where what comes next may be read to directly. */
   readonly space: Uint8Array | undefined
   /** So much was read to `space`. */
@@ -92,6 +93,9 @@ function onData(this: Wired, bytes: Uint8Array) {
 /** What all sockets that have a tenant read to; nobody else sees it. */
 const shared = Buffer.allocUnsafeSlow(FULL_READ)
 
+/** A read of so much is copied at once, lest each message in it be. */
+const SMALL_READ = 16 * 1024
+
 /** What the socket that has just read reads to next. */
 let next: Uint8Array = shared
 
@@ -102,7 +106,7 @@ let slabAt = 0
 
 /** What was read to `shared`, in memory of its own. */
 const copied = (size: number): Buffer => {
-  if (size > FULL_READ / 4) {
+  if (size > SMALL_READ) {
     const copy = Buffer.allocUnsafeSlow(size)
     copy.set(shared.subarray(0, size))
     return copy
@@ -203,18 +207,22 @@ export class Wire extends Inbox<Uint8Array, ConnectionError, void> {
     const isShared = buffer === shared
     if (this.detached) {
       this.socket.push(isShared ? copied(size) : Buffer.from(buffer.subarray(0, size)))
-    } else if (isShared) {
-      this.receive(copied(size))
     } else if (!this.discarding) {
-      this.count(size)
-      tenant!.filled(size)
+      this.count(size, buffer.length)
+      if (!isShared) {
+        tenant!.filled(size)
+      } else if (size <= SMALL_READ) {
+        tenant!.receive(copied(size), false)
+      } else {
+        tenant!.receive(shared.subarray(0, size), true)
+      }
     }
     return (this.discarding || this.detached ? undefined : tenant!.space) ?? shared
   }
 
-  private count(size: number): void {
+  private count(size: number, capacity: number): void {
     this.received += size
-    if (size >= FULL_READ && !this.yielding) {
+    if (size >= FULL_READ && size >= capacity && !this.yielding) {
       // There is more: the system would go on reading this socket up to 32 times before it looks at another.
       this.yielding = true
       this.flow()
@@ -226,7 +234,7 @@ export class Wire extends Inbox<Uint8Array, ConnectionError, void> {
     if (this.discarding) {
       return
     }
-    this.count(bytes.length)
+    this.count(bytes.length, FULL_READ)
     if (this.intake !== undefined) {
       const rest = this.intake(bytes)
       if (rest === undefined || rest.length === 0) {
@@ -235,7 +243,7 @@ export class Wire extends Inbox<Uint8Array, ConnectionError, void> {
       bytes = rest
     }
     if (this.tenant !== undefined) {
-      this.tenant.receive(bytes)
+      this.tenant.receive(bytes, false)
       return
     }
     this.queue.push(bytes)
@@ -316,7 +324,7 @@ export class Wire extends Inbox<Uint8Array, ConnectionError, void> {
     this.queueless()
     this.resume()
     for (const bytes of unread) {
-      tenant.receive(Buffer.from(bytes))
+      tenant.receive(Buffer.from(bytes), false)
     }
     if (!this.eof && !this.isClosed) {
       lend(this.socket, shared, onRead, nextBuffer)

@@ -115,8 +115,8 @@ export class WebSocketImpl<IO extends Duplex = Duplex, Subprotocol extends strin
 
   // ---------------------------------------------------------------------------------------------------------- receiving
 
-  receive(bytes: Uint8Array): void {
-    this.arrived(bytes.length, bytes)
+  receive(bytes: Uint8Array, isBorrowed: boolean): void {
+    this.arrived(bytes.length, bytes, isBorrowed)
   }
 
   get space(): Uint8Array | undefined {
@@ -124,11 +124,11 @@ export class WebSocketImpl<IO extends Duplex = Duplex, Subprotocol extends strin
   }
 
   filled(size: number): void {
-    this.arrived(size, undefined)
+    this.arrived(size, undefined, false)
   }
 
   /** So much came: in `bytes`, or in the decoder's own space. */
-  private arrived(size: number, bytes: Uint8Array | undefined): void {
+  private arrived(size: number, bytes: Uint8Array | undefined, isBorrowed: boolean): void {
     if (this.event !== undefined || this.failure !== undefined || this.due !== undefined) {
       return
     }
@@ -141,7 +141,7 @@ export class WebSocketImpl<IO extends Duplex = Duplex, Subprotocol extends strin
     if (bytes === undefined) {
       decoder.filled(size, events)
     } else {
-      decoder.decode(bytes, events)
+      decoder.decode(bytes, events, isBorrowed)
     }
     if (events === queue) {
       if (decoder.others > 0) {

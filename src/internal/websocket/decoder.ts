@@ -143,6 +143,7 @@ export class Decoder {
   private partSize = 0
   /** Up to where the text is valid. */
   private validated = 0
+  private isBorrowed = false
   private control: Buffer | undefined
   private controlSize = 0
 
@@ -159,9 +160,13 @@ export class Decoder {
     return this.opcode !== -1 || this.message !== 0 || this.headerSize > 0
   }
 
-  /** Decodes `input`, and appends what it amounts to. The bytes are changed, and belong to the events afterwards. */
-  decode(input: Uint8Array, events: Array<Event>): void {
+  /**
+   * Decodes `input`, and appends what it amounts to. The bytes are changed, and belong to the events afterwards; where
+   * they are borrowed, the events have copies.
+   */
+  decode(input: Uint8Array, events: Array<Event>, isBorrowed = false): void {
     this.others = 0
+    this.isBorrowed = isBorrowed
     if (this.done) {
       return
     }
@@ -219,7 +224,7 @@ export class Decoder {
             if (key !== 0) {
               unmaskPayload(bytes, start, next, key)
             }
-            events.push(new Uint8Array(bytes.buffer, bytes.byteOffset + start, length))
+            events.push(isBorrowed ? copyOf(bytes, start, next) : viewOf(bytes, start, next))
           } else {
             const text = key === 0 ? decodeText(bytes, start, next) : decodeMasked(bytes, start, next, key)
             if (text === undefined) {
@@ -447,7 +452,7 @@ export class Decoder {
     }
     if (isWhole && this.isFinal && this.partSize === 0) {
       // All of the message lies here
-      this.finish(bytes, at, next, 0, events)
+      this.finish(bytes, at, next, 0, this.isBorrowed, events)
       return next
     }
     if (size > 0) {
@@ -474,7 +479,7 @@ export class Decoder {
       if (this.isFinal) {
         const { part, partSize, validated } = this
         this.part = none as Buffer
-        this.finish(part, 0, partSize, validated, events)
+        this.finish(part, 0, partSize, validated, false, events)
       }
     }
   }
@@ -518,7 +523,14 @@ export class Decoder {
   }
 
   /** The message is all there, in `bytes` from `start` to `end`; up to `validated` it is known to be UTF-8. */
-  private finish(bytes: Buffer, start: number, end: number, validated: number, events: Array<Event>): void {
+  private finish(
+    bytes: Buffer,
+    start: number,
+    end: number,
+    validated: number,
+    isBorrowed: boolean,
+    events: Array<Event>
+  ): void {
     const isText = this.message === Opcode.Text
     const { isCompressed } = this
     this.opcode = -1
@@ -527,7 +539,7 @@ export class Decoder {
     this.validated = 0
     if (isCompressed) {
       this.others++
-      events.push(new Compressed(bytes.subarray(start, end), isText))
+      events.push(new Compressed(isBorrowed ? copyOf(bytes, start, end) : viewOf(bytes, start, end), isText))
     } else if (isText) {
       const text =
         validated === 0
@@ -542,14 +554,14 @@ export class Decoder {
         events.push(text)
       }
     } else {
-      events.push(new Uint8Array(bytes.buffer, bytes.byteOffset + start, end - start))
+      events.push(isBorrowed ? copyOf(bytes, start, end) : viewOf(bytes, start, end))
     }
   }
 
   private takeControl(bytes: Buffer, at: number, next: number, isWhole: boolean, events: Array<Event>): void {
     let payload: Buffer
     if (isWhole && this.control === undefined) {
-      payload = bytes.subarray(at, next)
+      payload = this.isBorrowed ? Buffer.from(bytes.subarray(at, next)) : bytes.subarray(at, next)
     } else {
       this.control ??= Buffer.allocUnsafeSlow(MAX_CONTROL)
       this.control.set(bytes.subarray(at, next), this.controlSize)
@@ -593,6 +605,32 @@ export class Decoder {
     this.close()
     events.push(new Close(code, reason))
   }
+}
+
+const viewOf = (bytes: Buffer, start: number, end: number): Uint8Array =>
+  new Uint8Array(bytes.buffer, bytes.byteOffset + start, end - start)
+
+const SLAB = 64 * 1024
+
+let slab = Buffer.allocUnsafeSlow(0)
+let slabAt = 0
+
+/** Small ones share a buffer, as they do where they are views of what was read. */
+const copyOf = (bytes: Buffer, start: number, end: number): Uint8Array => {
+  const size = end - start
+  if (size > SLAB / 4) {
+    const copy = Buffer.allocUnsafeSlow(size)
+    copy.set(bytes.subarray(start, end))
+    return viewOf(copy, 0, size)
+  }
+  if (slabAt + size > slab.length) {
+    slab = Buffer.allocUnsafeSlow(SLAB)
+    slabAt = 0
+  }
+  const at = slabAt
+  slabAt += size
+  bytes.copy(slab, at, start, end)
+  return viewOf(slab, at, slabAt)
 }
 
 /** Up to so many bytes a loop is faster than a call into the runtime. */
