@@ -1,9 +1,9 @@
 /** A chart of what the cells measured, as an SVG: a panel for each cell, a bar for each peer. */
 import { type Bars, fixed } from "./stats.js"
 
-const panel = { gap: 26, width: 440 }
+const panel = { gap: 26, width: 480 }
 const columns = 2
-const bar = { height: 14, label: 150, step: 19, value: 70 }
+const bar = { height: 14, label: 190, step: 19, value: 70 }
 
 const escaped = (text: string): string => text.replace(/[&<>"]/g, (sign) => `&#${sign.charCodeAt(0)};`)
 
