@@ -1,3 +1,4 @@
+import { availableParallelism } from "node:os"
 import { fileURLToPath } from "node:url"
 import { defineConfig } from "vitest/config"
 
@@ -17,6 +18,8 @@ export default defineConfig({
   test: {
     include: ["test/**/*.test.ts"],
     pool: "forks",
+    // vitest leaves a core free for watching; these wait for sockets and processes much of the time
+    maxWorkers: availableParallelism() + 1,
     testTimeout: timeout,
     hookTimeout: timeout,
     coverage: {
