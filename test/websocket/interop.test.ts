@@ -218,8 +218,12 @@ const ends: ReadonlyArray<End> = [
     open: (closeCodeIsError) =>
       Effect.gen(function* () {
         const { peer, url } = yield* wsServer
+        // By `ws` on every Node: what Node has of its own from 22 on tells of a lost peer as an error
         const socket = yield* Socket.makeWebSocket(url, optionsOf(closeCodeIsError)).pipe(
-          Effect.provide(NodeSocket.layerWebSocketConstructor)
+          Effect.provideService(
+            Socket.WebSocketConstructor,
+            (url, protocols) => new Client.WebSocket(url, protocols) as unknown as globalThis.WebSocket
+          )
         )
         return { socket, peer }
       })
