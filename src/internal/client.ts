@@ -42,6 +42,7 @@ import { ClientResponse } from "./http1/clientBody.js"
 import { type Message, message } from "./http1/clientRequest.js"
 import { responseFraming } from "./http1/clientResponse.js"
 import { dial, targetOf } from "./http1/clientSocket.js"
+import { connectionDefaults, settingsOf } from "./settings.js"
 import { UpgradedImpl } from "./upgraded.js"
 
 /** The options of one attempt, with any connection given to it. */
@@ -60,20 +61,7 @@ const defaults: Settings = {
   connectTimeout: 10_000,
   headTimeout: 30_000,
   timeout: Infinity,
-  writeTimeout: 120_000,
-  idleTimeout: 3_600_000,
-  closeTimeout: 5_000
-}
-
-const settingsOf = (options: Options): Settings => {
-  const settings: { -readonly [K in keyof Settings]: Settings[K] } = { ...defaults }
-  for (const name of Object.keys(defaults) as Array<keyof Settings>) {
-    const given = options[name]
-    if (given !== undefined) {
-      settings[name] = Duration.toMillis(given)
-    }
-  }
-  return settings
+  ...connectionDefaults
 }
 
 const net = makeListener(Net)
@@ -209,7 +197,7 @@ const ask = <A, B>(
 ): Effect.Effect<B, UpgradeClientError, Scope.Scope> =>
   Effect.uninterruptibleMask((restore) =>
     Effect.gen(function* () {
-      const settings = settingsOf(options)
+      const settings = settingsOf(defaults, options)
       const attach = yield* attaching(settings)
       const held: { carrier?: Carrier } = {}
       const asking = within(

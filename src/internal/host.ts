@@ -17,29 +17,17 @@ import { Deadlines } from "./deadlines.js"
 import type { Exchange, Host, Settings } from "./exchange.js"
 import type { Hijackable } from "./hijack.js"
 import { carrierOf, closeUnanswered, currentResponse, stopAtUpgrades } from "./http1/node.js"
+import { connectionDefaults, settingsOf } from "./settings.js"
 
 const defaults: Settings = {
   decisionTimeout: 60_000,
   bodyTimeout: 30_000,
   claimTimeout: 10_000,
-  writeTimeout: 120_000,
-  idleTimeout: 3_600_000,
-  closeTimeout: 5_000
+  ...connectionDefaults
 }
 
 /** What the platform's own server lets pass: programs that are written for it must find it here. */
 const asPlatform: WebSocketOptions = { origin: "any", maxMessageSize: 100 * 1024 * 1024 }
-
-const settingsOf = (options: Options): Settings => {
-  const settings: { -readonly [K in keyof Settings]: Settings[K] } = { ...defaults }
-  for (const name of Object.keys(defaults) as Array<keyof Settings>) {
-    const given = options[name]
-    if (given !== undefined) {
-      settings[name] = Duration.toMillis(given)
-    }
-  }
-  return settings
-}
 
 export class ServerHost implements Host {
   readonly settings: Settings
@@ -62,7 +50,7 @@ export class ServerHost implements Host {
     readonly fork: (effect: Effect.Effect<void>) => void,
     options: Options
   ) {
-    this.settings = settingsOf(options)
+    this.settings = settingsOf(defaults, options)
     this.maxConnections = options.maxConnections ?? Infinity
     this.websocket = options.websocket === undefined ? asPlatform : { ...asPlatform, ...options.websocket }
     const { hijackable } = options

@@ -12,6 +12,7 @@ import type * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
 import { ConnectionError } from "../../UpgradeError.js"
 import type { Deadline, Deadlines } from "../deadlines.js"
+import { copyOf } from "./copy.js"
 import { type AnyFiber, Immediate, Inbox } from "./inbox.js"
 import { bytesSent, lend, unflow, unsent } from "./node.js"
 
@@ -101,26 +102,6 @@ let next: Uint8Array = shared
 
 const nextBuffer = () => next
 
-let slab = Buffer.allocUnsafeSlow(0)
-let slabAt = 0
-
-/** What was read to `shared`, in memory of its own. */
-const copied = (size: number): Buffer => {
-  if (size > SMALL_READ) {
-    const copy = Buffer.allocUnsafeSlow(size)
-    copy.set(shared.subarray(0, size))
-    return copy
-  }
-  if (slabAt + size > slab.length) {
-    slab = Buffer.allocUnsafeSlow(FULL_READ)
-    slabAt = 0
-  }
-  const start = slabAt
-  slabAt += size
-  shared.copy(slab, start, 0, size)
-  return slab.subarray(start, slabAt)
-}
-
 function onRead(this: Duplex, size: number, buffer: Uint8Array): boolean {
   next = (this as Wired)[kWire].read(size, buffer)
   return true
@@ -206,13 +187,13 @@ export class Wire extends Inbox<Uint8Array, ConnectionError, void> {
     const { tenant } = this
     const isShared = buffer === shared
     if (this.detached) {
-      this.socket.push(isShared ? copied(size) : Buffer.from(buffer.subarray(0, size)))
+      this.socket.push(isShared ? copyOf(shared, 0, size) : Buffer.from(buffer.subarray(0, size)))
     } else if (!this.discarding) {
       this.count(size, buffer.length)
       if (!isShared) {
         tenant!.filled(size)
       } else if (size <= SMALL_READ) {
-        tenant!.receive(copied(size), false)
+        tenant!.receive(copyOf(shared, 0, size), false)
       } else {
         tenant!.receive(shared.subarray(0, size), true)
       }

@@ -7,6 +7,7 @@
  */
 
 import { isUtf8 } from "node:buffer"
+import { copyOf } from "../duplex/copy.js"
 import { CloseCode, isCloseCode, MAX_CONTROL, mask, Opcode, Violation } from "./frames.js"
 import { validateUpTo } from "./utf8.js"
 
@@ -224,7 +225,7 @@ export class Decoder {
             if (key !== 0) {
               unmaskPayload(bytes, start, next, key)
             }
-            events.push(isBorrowed ? copyOf(bytes, start, next) : viewOf(bytes, start, next))
+            events.push(isBorrowed ? ownOf(bytes, start, next) : viewOf(bytes, start, next))
           } else {
             const text = key === 0 ? decodeText(bytes, start, next) : decodeMasked(bytes, start, next, key)
             if (text === undefined) {
@@ -539,7 +540,7 @@ export class Decoder {
     this.validated = 0
     if (isCompressed) {
       this.others++
-      events.push(new Compressed(isBorrowed ? copyOf(bytes, start, end) : viewOf(bytes, start, end), isText))
+      events.push(new Compressed(isBorrowed ? ownOf(bytes, start, end) : viewOf(bytes, start, end), isText))
     } else if (isText) {
       const text =
         validated === 0
@@ -554,7 +555,7 @@ export class Decoder {
         events.push(text)
       }
     } else {
-      events.push(isBorrowed ? copyOf(bytes, start, end) : viewOf(bytes, start, end))
+      events.push(isBorrowed ? ownOf(bytes, start, end) : viewOf(bytes, start, end))
     }
   }
 
@@ -610,27 +611,10 @@ export class Decoder {
 const viewOf = (bytes: Buffer, start: number, end: number): Uint8Array =>
   new Uint8Array(bytes.buffer, bytes.byteOffset + start, end - start)
 
-const SLAB = 64 * 1024
-
-let slab = Buffer.allocUnsafeSlow(0)
-let slabAt = 0
-
-/** Small ones share a buffer, as they do where they are views of what was read. */
-const copyOf = (bytes: Buffer, start: number, end: number): Uint8Array => {
-  const size = end - start
-  if (size > SLAB / 4) {
-    const copy = Buffer.allocUnsafeSlow(size)
-    copy.set(bytes.subarray(start, end))
-    return viewOf(copy, 0, size)
-  }
-  if (slabAt + size > slab.length) {
-    slab = Buffer.allocUnsafeSlow(SLAB)
-    slabAt = 0
-  }
-  const at = slabAt
-  slabAt += size
-  bytes.copy(slab, at, start, end)
-  return viewOf(slab, at, slabAt)
+/** A copy, of the class that a view has. */
+const ownOf = (bytes: Buffer, start: number, end: number): Uint8Array => {
+  const copy = copyOf(bytes, start, end)
+  return viewOf(copy, 0, copy.length)
 }
 
 /** Up to so many bytes a loop is faster than a call into the runtime. */
